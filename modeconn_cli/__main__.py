@@ -1,0 +1,3 @@
+from modeconn_cli.cli import main
+
+main()

@@ -1,0 +1,134 @@
+"""runs list, show, compare: what is on disk, as tables or JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from modeconn_cli import runs
+from modeconn_cli.errors import UserError
+from modeconn_cli.runs import Found
+from modeconn_cli.terminal import STATUS_STYLE, barrier_table, out
+
+
+def list_runs(root: Path, match: str, as_json: bool) -> None:
+    """Every run whose stage, name or digest contains a text."""
+    found = [r for r in runs.find_all(root) if match in f"{r.stage}/{r.name}"]
+    rows = [{"stage": r.stage, "name": r.name, "version": r.version, "status": r.status, "bytes": r.size(),
+             "modified": time.strftime("%Y-%m-%d %H:%M", time.localtime(r.folder.stat().st_mtime)),
+             "result": _gist(r), "directory": str(r.folder)} for r in found]
+    if as_json:
+        print(json.dumps({"runs": rows}, indent=2))
+        return
+    if not rows:
+        out.print(f"no runs{f' with {match!r} in their name' if match else ''} under {root}/; `modeconn fit-curve` makes some.")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("stage", "run", "status", "size", "modified", "result"):
+        table.add_column(name, justify="right" if name == "size" else "left", overflow="fold")
+    for row in rows:
+        status = row["status"]
+        table.add_row(row["stage"], f"{row['name']}/{row['version']}", f"[{STATUS_STYLE.get(status, 'red')}]{status}[/]",
+                      _bytes(row["bytes"]), row["modified"], row["result"])
+    out.print(table)
+
+
+def show_run(root: Path, wanted: str, as_json: bool) -> None:
+    """One run: what it found, where it came from, its files."""
+    run = runs.find(root, wanted)
+    summary, provenance = run.read("summary.json"), run.read("provenance.json")
+    files = {p.name: p.stat().st_size for p in sorted(run.folder.iterdir()) if p.is_file()}
+    if as_json:
+        content = {"directory": str(run.folder), "status": run.status, "summary": summary, "provenance": provenance, "files": files}
+        print(json.dumps(content, indent=2))
+        return
+    out.print(f"[bold]{run.stage}[/] {run.name}/{run.version} [{STATUS_STYLE.get(run.status, 'red')}]{run.status}[/]")
+    if "barriers" in summary:
+        rows = [{"metric": m, "path": summary["path"], **{k: summary["columns"][m][k] for k in ("start", "end", "max")}, **b}
+                for m, b in summary["barriers"].items()]
+        out.print(barrier_table(rows))
+    elif "metrics" in summary:
+        for key, value in summary["metrics"].items():
+            out.print(f"  {key} {value:.4f}")
+    for key in ("command", "upstream", "device", "torch", "git", "seconds"):
+        if provenance.get(key) not in (None, []):
+            value = provenance[key]
+            out.print(f"{key}: {' '.join(value) if isinstance(value, list) else value}", soft_wrap=True)
+    out.print("files: " + ", ".join(f"{name} ({_bytes(size)})" for name, size in files.items()))
+
+
+def compare_runs(root: Path, first: str, second: str, as_json: bool) -> None:
+    """Settings in which two runs differ, and their results side by side."""
+    pair = [runs.find(root, first), runs.find(root, second)]
+    settings = [_flatten(_config(r)) for r in pair]
+    results = [_results(r) for r in pair]
+    differ = {k: [s.get(k) for s in settings] for k in sorted({*settings[0], *settings[1]})
+              if settings[0].get(k) != settings[1].get(k)}
+    both = {k: [r.get(k) for r in results] for k in [*results[0], *(k for k in results[1] if k not in results[0])]}
+    if not both:
+        raise UserError(f"{pair[0].folder} and {pair[1].folder} hold no results to compare; finish them first.")
+    if as_json:
+        print(json.dumps({"runs": [str(r.folder) for r in pair], "settings": differ, "results": both}, indent=2))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    for run in pair:
+        table.add_column(f"{run.stage}\n{run.name}/{run.version}", justify="right", overflow="fold")
+    table.add_column("difference", justify="right")
+    for key, values in differ.items():
+        table.add_row(f"[yellow]{key}[/]", *(str(v) for v in values))
+    for key, values in both.items():
+        numbers = [v for v in values if v is not None]
+        change = f"{numbers[1] - numbers[0]:+.4f}" if len(numbers) == 2 else ""
+        table.add_row(key, *("" if v is None else f"{v:.4f}" for v in values), change)
+    out.print(table)
+
+
+def _config(run: Found) -> dict[str, Any]:
+    path = run.folder / "config.yaml"
+    content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
+    return {k: v for k, v in content.items() if k != "runtime"}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _results(run: Found) -> dict[str, float]:
+    summary = run.read("summary.json")
+    if "barriers" not in summary:
+        metrics: dict[str, float] = summary.get("metrics", {})
+        return metrics
+    found = {}
+    for metric, conventions in summary["barriers"].items():
+        found[f"{metric} max"] = summary["columns"][metric]["max"]
+        found |= {f"{metric} {name}": interval["value"] for name, interval in conventions.items()}
+    return found
+
+
+def _gist(run: Found) -> str:
+    """A run's result in a few words."""
+    summary = run.read("summary.json")
+    if "verdict" in summary:
+        barrier = summary["barriers"]["train_loss"]["above_line"]["value"]
+        return f"train-loss barrier {barrier:.4f}, connected: {summary['verdict']['connected']}"
+    if "metrics" in summary:
+        return f"test error {summary['metrics']['test_error']:.2f}%"
+    return ""
+
+
+def _bytes(size: int) -> str:
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"

@@ -1,0 +1,335 @@
+"""The commands. Heavy imports wait until a command needs them, so that --help and completion are quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from modeconn_cli import __version__
+from modeconn_cli.errors import Interrupted, RunFailed, UserError
+
+# The base of every complaint about a command line, wherever this version of Typer keeps it.
+CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+ABOUT = """Are separately trained networks joined in weight space by paths of low loss?
+
+[bold]modeconn fit-curve[/bold] trains two networks that differ in their seed, measures the straight line between
+them, bends a curve around the barrier, and says with intervals whether each path joins them. Everything is
+written to outputs/, and nothing is computed twice.
+
+Any setting is changed by an override after the command, in Hydra's syntax:
+
+    modeconn fit-curve dataset=fashion_mnist architecture=resnet20 endpoints.epochs=10
+    modeconn fit-curve --multirun seed=0,1,2,3
+    modeconn fit-curve architecture=custom architecture.target=my_nets.py:build
+    modeconn interpolate endpoints.checkpoints='[a.pt,b.pt]' dataset=arrays dataset.path=data.npz
+
+See every setting: [bold]modeconn fit-curve --cfg job[/bold]. What would run: [bold]--dry-run[/bold]. Completion:
+eval "$(modeconn completion bash)".
+"""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False, help=ABOUT,
+                  context_settings={"help_option_names": ["-h", "--help"]})
+runs_app = typer.Typer(no_args_is_help=True, help="What has been computed: list, show, compare, path.")
+app.add_typer(runs_app, name="runs")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as seed=1 or architecture=vgg16 "
+                                                       "or curve.bends=2.", show_default=False)]
+Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="One job for every combination of comma-separated values.")]
+Cfg = Annotated[str | None, typer.Option("--cfg", metavar="WHAT", help="Print the configuration (job, hydra or all) and stop.")]
+Info = Annotated[str | None, typer.Option("--info", metavar="WHAT", help="Print how it was composed (all, config, defaults, "
+                                          "defaults-tree, plugins, searchpath) and stop.")]
+ConfigDir = Annotated[str | None, typer.Option("--config-dir", metavar="DIR", help="Look for further configuration files here.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show every stage, whether it would run and why, and stop.")]
+Force = Annotated[bool, typer.Option("--force", help="Compute this command's own stages again, into their next version.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no stage lines; results only.")]
+OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where runs are kept.")]
+
+PIPELINES = {
+    "train-endpoints": "Train the endpoints: one network for each of endpoints.seeds.",
+    "interpolate": "Measure loss and error along the straight line between two endpoints.",
+    "fit-curve": "Fit a low-loss curve between two endpoints, and measure it beside the straight line.",
+    "evaluate": "Measure a fitted curve (or interpolation.path=segment) again, with other evaluation settings.",
+}
+MORE = {
+    "train-endpoints": "seed=N is replicate N, endpoint seeds 2N and 2N+1; endpoints.seeds=\\[5] names them yourself.",
+    "interpolate": "Endpoints that are missing are trained first. Writes path.csv, summary.json and a picture.",
+    "fit-curve": "Endpoints that are missing are trained first. curve.kind=bezier|chain, curve.bends=N. seed=N is replicate "
+                 "N: endpoint seeds 2N and 2N+1 and the curve's own draws, independent of every other replicate.",
+    "evaluate": "interpolation.points, .search_max, .batch_norm, .train_examples and .bootstrap are what one changes here.",
+}
+
+
+@dataclass
+class Session:
+    """One invocation of a pipeline command: what its jobs gave, and how to print it."""
+
+    command: str
+    dry_run: bool
+    as_json: bool
+    quiet: bool
+    sweep: bool
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+    code: int = 0
+
+    def job(self, config: Any, overrides: list[str]) -> None:
+        """Plan and carry out one configuration. A failed job of a sweep does not stop the others."""
+        from modeconn_cli.stages.plan import make_plan
+        from modeconn_cli.terminal import TerminalReporter, err, show_plan, show_result
+
+        reporter = TerminalReporter(self.quiet or self.as_json)
+        entry: dict[str, Any] = {"overrides": overrides}
+        self.jobs.append(entry)
+        if self.sweep and not reporter.quiet:
+            err.print(f"[bold]job {len(self.jobs)}[/] {' '.join(overrides)}")
+        try:
+            plan = make_plan(self.command, config, reporter)
+            if self.dry_run:
+                entry |= {"stages": plan.rows(), "parameters": plan.context.parameters}
+                if not self.as_json:
+                    show_plan(entry["stages"], entry["parameters"])
+            else:
+                entry |= plan.execute()
+                if not self.as_json and not self.sweep:
+                    show_result(entry)
+        except (UserError, RunFailed) as error:
+            reporter.close()
+            self.fail(entry, str(error), 2 if isinstance(error, UserError) else 1)
+        except Exception as error:
+            reporter.close()
+            line = out_of_memory(error)
+            if line is None:
+                raise
+            self.fail(entry, line, 1)
+        finally:
+            reporter.close()
+
+    def fail(self, entry: dict[str, Any], message: str, code: int) -> None:
+        entry["error"] = message
+        self.code = 1 if 1 in (self.code, code) else code
+        complain(message)
+
+    def close(self) -> NoReturn:
+        """Print what is left to print and exit."""
+        if self.as_json:
+            jobs = {"jobs": self.jobs} if self.sweep else (self.jobs[0] if self.jobs else {})
+            print_json({"command": self.command, "exit_code": self.code, **jobs})
+        elif self.sweep and not self.dry_run and self.jobs:
+            from modeconn_cli.terminal import show_sweep
+
+            show_sweep(self.jobs)
+        sys.exit(self.code)
+
+
+def pipeline(name: str) -> Callable[..., None]:
+    """The command of a pipeline; they differ in the stages behind their name alone."""
+
+    def command(overrides: Overrides = None, multirun: Multirun = False, cfg: Cfg = None, info: Info = None,
+                config_dir: ConfigDir = None, dry_run: DryRun = False, force: Force = False, as_json: AsJson = False,
+                quiet: Quiet = False) -> None:
+        from modeconn_cli.launch import run_hydra
+
+        given = list(overrides or [])
+        given += [f"runtime.force={str(force).lower()}"] if force else []
+        given += [f"runtime.dry_run={str(dry_run).lower()}"] if dry_run else []
+        flags = ["--multirun"] if multirun else []
+        for flag, value, allowed in (("--cfg", cfg, CFG), ("--info", info, INFO)):
+            if value is not None and value not in allowed:
+                raise UserError(f"{flag} {value}: choose from {', '.join(allowed)}.")
+            flags += [flag, value] if value is not None else []
+        session = Session(name, dry_run, as_json, quiet, multirun)
+        try:
+            run_hydra(session.job, given, flags, config_dir)
+        except UserError as error:
+            session.fail({}, str(error), 2)
+            session.jobs = session.jobs or [{"error": str(error)}]
+        except Interrupted as stop:
+            complain(f"stopped by {'Ctrl-C' if stop.signum == 2 else f'signal {stop.signum}'}; what was done is saved, and the "
+                     "same command goes on from there.")
+            session.code = 128 + stop.signum
+            if session.jobs:
+                session.jobs[-1]["error"] = str(stop)
+        if cfg or info:
+            sys.exit(session.code)
+        session.close()
+
+    command.__doc__ = f"{PIPELINES[name]}\n\n{MORE[name]}"
+    return command
+
+
+CFG = ("job", "hydra", "all")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+for _name in PIPELINES:
+    app.command(_name)(pipeline(_name))
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Run directories, or beginnings of their digests or "
+                                                     "names. One run: every measured path between its endpoints. Several: "
+                                                     "just those. None: the newest.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write this .png, .svg or .pdf instead of a run "
+                                                "directory.")] = None,
+    output_dir: OutputDir = Path("outputs"), as_json: AsJson = False,
+) -> None:
+    """Draw train loss and test error along measured paths, in one figure (PNG and SVG)."""
+    from modeconn_cli.stages.plot import plot_runs
+
+    files = plot_runs(output_dir, runs or [], output)
+    if as_json:
+        print_json({"command": "plot", "files": [str(f) for f in files]})
+    else:
+        for file in files:
+            print(file)
+
+
+@app.command()
+def doctor(as_json: AsJson = False,
+           data_dir: Annotated[str | None, typer.Option(help="Also look for data sets here.")] = None) -> None:
+    """Show versions, devices, and which data sets are found or how to get them."""
+    from modeconn_cli.doctor import examine, show
+
+    found = examine(data_dir)
+    print_json(found) if as_json else show(found)
+
+
+@runs_app.command("list")
+def runs_list(match: Annotated[str, typer.Argument(help="Only runs whose stage, name or digest has this in it.")] = "",
+              output_dir: OutputDir = Path("outputs"), as_json: AsJson = False) -> None:
+    """List runs, oldest first, with what each found."""
+    from modeconn_cli import browse
+
+    browse.list_runs(output_dir, match, as_json)
+
+
+@runs_app.command("show")
+def runs_show(run: Annotated[str, typer.Argument(help="Directory, or beginning of a digest or name.")],
+              output_dir: OutputDir = Path("outputs"), as_json: AsJson = False) -> None:
+    """Show one run: its results, where it came from, its files."""
+    from modeconn_cli import browse
+
+    browse.show_run(output_dir, run, as_json)
+
+
+@runs_app.command("compare")
+def runs_compare(first: str, second: str, output_dir: OutputDir = Path("outputs"), as_json: AsJson = False) -> None:
+    """Compare two runs: settings that differ, and results side by side."""
+    from modeconn_cli import browse
+
+    browse.compare_runs(output_dir, first, second, as_json)
+
+
+@runs_app.command("path")
+def runs_path(run: Annotated[str, typer.Argument(help="Directory, or beginning of a digest or name.")],
+              output_dir: OutputDir = Path("outputs")) -> None:
+    """Print a run's directory, for scripts: cd "$(modeconn runs path 3f2a)"."""
+    from modeconn_cli import runs
+
+    print(runs.find(output_dir, run).folder)
+
+
+@app.command()
+def completion(shell: Annotated[str, typer.Argument(help="bash or zsh.")]) -> None:
+    """Print a completion script: eval "$(modeconn completion bash)"."""
+    if shell not in SCRIPTS:
+        raise UserError(f"completion {shell}: choose from {', '.join(SCRIPTS)}.")
+    print(SCRIPTS[shell])
+
+
+@app.command("_complete", hidden=True)
+def complete_line(line: str) -> None:
+    """Print the completions of a command line, one a line."""
+    words = line.split(" ")[1:]
+    *before, incomplete = words or [""]
+    commands = [c.name or "" for c in app.registered_commands if not c.hidden] + ["runs"]
+    if not [w for w in before if not w.startswith("-")]:
+        candidates = [f"{c} " for c in commands if c.startswith(incomplete)]
+    elif before[0] == "runs" and len(before) == 1:
+        candidates = [f"{c.name} " for c in runs_app.registered_commands if (c.name or "").startswith(incomplete)]
+    elif incomplete.startswith("-"):
+        flags = ["--multirun", "--cfg", "--info", "--config-dir", "--dry-run", "--force", "--json", "--quiet", "--help"]
+        candidates = [f"{f} " for f in flags if f.startswith(incomplete)]
+    elif before[0] in PIPELINES:
+        from modeconn_cli.launch import complete
+
+        candidates = complete(before[1:], incomplete)
+    else:
+        candidates = []
+    print("\n".join(candidates))
+
+
+SCRIPTS = {
+    "bash": r"""_modeconn() {
+  local line="${COMP_LINE:0:COMP_POINT}" word candidate prefix=""
+  word="${line##* }"
+  # bash takes what follows '=' for a word of its own: offer only that
+  [[ $word == *=* && $COMP_WORDBREAKS == *=* ]] && prefix="${word%"${word##*=}"}"
+  COMPREPLY=()
+  while IFS= read -r candidate; do
+    [[ -n $candidate ]] && COMPREPLY+=("${candidate#"$prefix"}")
+  done < <(modeconn _complete "$line" 2>/dev/null)
+}
+complete -o default -o nospace -F _modeconn modeconn""",
+    "zsh": r"""#compdef modeconn
+_modeconn() {
+  local -a candidates
+  candidates=("${(@f)$(modeconn _complete "$LBUFFER" 2>/dev/null)}")
+  compadd -Q -S '' -- ${candidates:#}
+}
+compdef _modeconn modeconn""",
+}
+
+
+def version(show: bool) -> None:
+    if show:
+        print(f"modeconn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(_version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+def print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def complain(message: str) -> None:
+    """One line on stderr."""
+    print(f"modeconn: {message}", file=sys.stderr)
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """One line for a device or a machine without room, None for any other error."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return ("out of memory; lower endpoints.batch_size, curve.batch_size or interpolation.batch_size, or take a device with "
+                "more.")
+    return None
+
+
+def main() -> NoReturn:
+    """Run the command line; every way of ending that is not a bug ends in one line and the right exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except CommandLineError as error:
+        message = getattr(error, "format_message", lambda: str(error))()
+        if message:
+            complain(" ".join(message.split()))
+        sys.exit(2)
+    except UserError as error:
+        complain(str(error))
+        sys.exit(2)
+    except RunFailed as error:
+        complain(str(error))
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,168 @@
+"""The user's own arrays: a .npz or .safetensors file with x_train, y_train, x_test, y_test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from modeconn_cli.data.formats import Raw, tensor
+from modeconn_cli.errors import UserError
+from modeconn_cli.schema import Arrays, Channels
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+EXACT = 2**53  # beyond this a float no longer holds every integer
+
+
+def find(dataset: Arrays) -> Path:
+    if not dataset.path:
+        raise UserError(f"dataset.path is empty: give a .npz or .safetensors file with {', '.join(KEYS)}")
+    path = Path(dataset.path).expanduser()
+    if path.suffix not in (".npz", ".safetensors"):
+        raise UserError(f"dataset.path={path}: .npz and .safetensors files are read; save the arrays as one")
+    if not path.is_file():
+        raise UserError(f"dataset.path={path}: no such file; paths are relative to the working directory")
+    return path
+
+
+def read(dataset: Arrays) -> Raw:
+    """x of any shape and type as uint8 or float32 (images N, C, H, W), y as 0..classes-1 in sorted order.
+
+    Raises UserError for arrays that are missing, empty, of unequal lengths, not numbers, or not finite.
+    """
+    path = find(dataset)
+    found = _npz(path) if path.suffix == ".npz" else _safetensors(path)
+    wanted = KEYS if "x_test" in found or "y_test" in found else KEYS[:2]
+    if missing := [k for k in wanted if k not in found]:
+        raise UserError(
+            f"{path}: no {' or '.join(missing)} in it; wanted {', '.join(KEYS)}, "
+            f"found {', '.join(found) or 'nothing'}; rename the arrays"
+        )
+    splits = ("train", "test") if "x_test" in found else ("train",)
+    for split in splits:
+        x, y = found[f"x_{split}"], found[f"y_{split}"]
+        if x.ndim == 0 or y.ndim == 0 or x.size == 0 or y.size == 0:
+            raise UserError(f"{path}: x_{split} {x.shape} or y_{split} {y.shape} is empty; add examples")
+        if len(x) != len(y):
+            raise UserError(f"{path}: x_{split} holds {len(x)} examples, y_{split} {len(y)}; make them equal")
+    xs = [_inputs(found[f"x_{split}"], f"{path}: x_{split}", dataset.channels) for split in splits]
+    ys, classes = _labels([found[f"y_{split}"] for split in splits], path)
+    if len(xs) == 1:
+        return Raw(xs[0], ys[0], None, None, classes)
+    if xs[0].dtype != xs[1].dtype:
+        types = f"x_train is {found['x_train'].dtype} and x_test {found['x_test'].dtype}"
+        raise UserError(f"{path}: {types}: only uint8 is scaled by 1/255; store both alike")
+    if xs[0].shape[1:] != xs[1].shape[1:]:
+        shapes = [tuple(x.shape[1:]) for x in xs]
+        raise UserError(f"{path}: examples are {shapes[0]} in x_train, {shapes[1]} in x_test; use one shape")
+    return Raw(xs[0], ys[0], xs[1], ys[1], classes)
+
+
+def _npz(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single unnamed array, as numpy.save and not numpy.savez writes")
+            # Other keys are only named: they may be anything, and reading them costs memory.
+            return {k: archive[k] if k in KEYS else np.empty(0) for k in archive.files}
+    except Exception as error:  # a damaged archive can raise anything
+        hint = "convert object arrays to numbers" if "bject arrays" in str(error) else "write the file again"
+        raise UserError(
+            f"{path}: cannot be read as .npz ({path.stat().st_size} bytes): "
+            f"{' '.join(str(error).split())}; {hint}"
+        ) from error
+
+
+def _safetensors(path: Path) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    def array(values: Tensor) -> NDArray[Any]:
+        known_to_numpy = values.dtype in _NUMPY or not values.is_floating_point()
+        return (values if known_to_numpy else values.float()).numpy()
+
+    try:
+        with safe_open(path, framework="pt") as archive:
+            return {k: array(archive.get_tensor(k)) if k in KEYS else np.empty(0) for k in archive.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: cannot be read as .safetensors ({path.stat().st_size} bytes): "
+            f"{' '.join(str(error).split())}; write the file again"
+        ) from error
+
+
+_NUMPY = (torch.float16, torch.float32, torch.float64)
+
+
+def _inputs(x: NDArray[Any], what: str, channels: Channels) -> Tensor:
+    """uint8 kept, every other number as float32; channels moved to the second dimension."""
+    if x.dtype.kind not in "biuf":
+        raise UserError(f"{what} is {x.dtype}; numbers are read (bool, integer or float); convert it")
+    if x.dtype != np.uint8:
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            raise UserError(f"{what} holds NaN or infinity; remove or replace those examples")
+        with np.errstate(over="ignore"):
+            narrow = x.astype(np.float32)
+        if not np.isfinite(narrow).all():
+            raise UserError(f"{what} holds {x.dtype} values too large for float32; rescale it")
+        x = narrow
+    if x.ndim in (1, 3):
+        x = x[:, None]
+    elif x.ndim >= 4:
+        last = channels == Channels.last
+        if channels == Channels.auto:
+            last = x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4)
+        if last:
+            x = np.moveaxis(x, -1, 1)
+    return tensor(x)
+
+
+def _labels(ys: list[NDArray[Any]], path: Path) -> tuple[list[Tensor], int]:
+    plain: list[NDArray[Any]] = []
+    columns: set[int] = set()
+    for y, name in zip(ys, ("y_train", "y_test"), strict=False):
+        values = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+        if values.ndim == 2:
+            columns.add(values.shape[1])
+            plain.append(_decoded(values, f"{path}: {name}"))
+        elif values.ndim == 1:
+            columns.add(0)
+            plain.append(_comparable(values, f"{path}: {name}"))
+        else:
+            raise UserError(f"{path}: {name} has shape {y.shape}; give one label an example, or one-hot rows")
+    if len(columns) > 1 or len({values.dtype.kind for values in plain}) > 1:
+        raise UserError(f"{path}: y_train and y_test hold labels of different kinds; store both alike")
+    seen = np.unique(np.concatenate(plain))
+    if len(seen) < 2:
+        raise UserError(f"{path}: every label is {seen[0]}; a classifier needs two classes or more")
+    if one_hot := columns.pop():
+        return [tensor(values) for values in plain], one_hot
+    return [tensor(np.searchsorted(seen, values).astype(np.int64)) for values in plain], len(seen)
+
+
+def _decoded(y: NDArray[Any], what: str) -> NDArray[np.int64]:
+    numbers = y.dtype.kind in "biuf"
+    if not numbers or not (((y == 0) | (y == 1)).all() and (y.sum(axis=1, dtype=np.float64) == 1).all()):
+        raise UserError(
+            f"{what} has shape {y.shape} but its rows are not one-hot (a single 1, the rest 0); "
+            "give one label an example, or one-hot rows"
+        )
+    return y.argmax(axis=1).astype(np.int64)
+
+
+def _comparable(y: NDArray[Any], what: str) -> NDArray[Any]:
+    """Labels as int64 or text, so that train and test can be compared."""
+    if y.dtype.kind in "US":
+        return y
+    if y.dtype.kind == "f":
+        if not np.isfinite(y).all() or (y != np.round(y)).any():
+            raise UserError(f"{what} holds numbers that are not integers; give class labels")
+    elif y.dtype.kind not in "biu":
+        raise UserError(f"{what} is {y.dtype}; labels are integers, booleans, text or one-hot rows; convert")
+    if y.dtype.kind != "b" and (np.abs(y.astype(np.float64)) >= EXACT).any():
+        raise UserError(f"{what} holds labels beyond 2^53; number the classes from 0")
+    return y.astype(np.int64)

@@ -1,0 +1,20 @@
+"""The ways a run can end other than well. Every message is one line: the thing, what is allowed, what to do."""
+
+
+class UserError(Exception):
+    """The request cannot be carried out as asked (bad value, missing file). Exit code 2, nothing written."""
+
+
+class RunFailed(Exception):  # noqa: N818 - named for what happened
+    """The request was sound but its computation failed (a loss became NaN, a check did not hold). Exit code 1."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop; its state is saved. Exit code 128 + signal number.
+
+    Not an Exception, so that no handler of failed jobs takes it for one and starts the next.
+    """
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(f"stopped by signal {signum}")

@@ -1,0 +1,147 @@
+"""The one evaluator: points of weight space in, per-example losses and errors out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modeconn_cli.data import Data, Split
+from modeconn_cli.errors import RunFailed
+from modeconn_cli.evaluation.batchnorm import norm_layers, reestimate
+from modeconn_cli.paths import Array
+from modeconn_cli.schema import BatchNorm, Interpolation
+from modeconn_cli.weights import FlatModule
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One network on one split: nll (n,) plain cross-entropy in nats, wrong (n,) booleans."""
+
+    nll: Tensor
+    wrong: Tensor
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Mean nll and error in percent, over every example."""
+        return float(self.nll.double().mean()), 100 * float(self.wrong.double().mean())
+
+
+class Evaluator:
+    """Measures a network at points of its weight space on the training and the test split.
+
+    Args:
+        net: the network; it is moved, and its buffers are overwritten.
+        data: on the network's device. Examples are clean: neither augmented nor smoothed.
+        options: batch size, BatchNorm policy and how many training examples count.
+    """
+
+    def __init__(self, net: FlatModule, data: Data, options: Interpolation) -> None:
+        self.net, self.data, self.options = net, data, options
+        self.has_batch_norm = bool(norm_layers(net.module))
+        self.splits = {"train": _first(data.train, options.train_examples), "test": data.test}
+
+    def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """A split in order, as float inputs and labels; the short last batch included."""
+        size = self.options.batch_size
+        for start in range(0, len(split), size):
+            part = slice(start, start + size)
+            yield self.data.inputs(split, part), split.y[part]
+
+    def reestimate(self) -> None:
+        """Estimate BatchNorm statistics at the network's present point on clean training data, in order."""
+        split = _first(self.data.train, self.options.bn_examples)
+        reestimate(self.net, (x for x, _ in self.batches(split)))
+
+    @torch.no_grad()
+    def score(self, split: Split) -> Scores:
+        """Per-example scores at the network's present point and buffers, on the CPU."""
+        self.net.module.eval()
+        nll, wrong = [], []
+        for x, y in self.batches(split):
+            logits = self.net(x)
+            nll.append(F.cross_entropy(logits, y, reduction="none"))
+            wrong.append(logits.argmax(1) != y)
+        return Scores(torch.cat(nll).cpu(), torch.cat(wrong).cpu())
+
+    def scores(self) -> dict[str, Scores]:
+        """:meth:`score` of both splits."""
+        return {name: self.score(split) for name, split in self.splits.items()}
+
+    @torch.no_grad()
+    def at(self, control_points: Tensor, coefficients: Array, rests: list[dict[str, Tensor]],
+           fixed: tuple[bool, bool] = (True, True)) -> dict[str, Scores]:
+        """Scores at w = c @ W.
+
+        Args:
+            control_points: W (K, P).
+            coefficients: c (K,). A one-hot c on the first or last row is that endpoint: the weights of the row
+                exactly, with the endpoint's own buffers.
+            rests: buffers of the first and of the last row's endpoints.
+            fixed: whether those rows are the endpoints still; a row that was trained has no buffers of its own.
+        """
+        c = torch.as_tensor(coefficients, dtype=control_points.dtype).to(control_points.device)
+        torch.mv(control_points.T, c, out=self.net.point)
+        if self.has_batch_norm:
+            if coefficients[0] == 1 and fixed[0]:
+                self.net.load_rest(rests[0])
+            elif coefficients[-1] == 1 and fixed[1]:
+                self.net.load_rest(rests[1])
+            elif self.options.batch_norm is BatchNorm.reestimate:
+                self.reestimate()
+            else:
+                self.net.load_rest(_mean_statistics(rests, float(coefficients @ np.linspace(0, 1, len(coefficients)))))
+        return self.scores()
+
+
+def _mean_statistics(rests: list[dict[str, Tensor]], share: float) -> dict[str, Tensor]:
+    """Floating buffers of two endpoints averaged, ``share`` of the second; other buffers from the first."""
+    first, last = rests
+    return {k: torch.lerp(v, last[k], share) if v.is_floating_point() else v for k, v in first.items()}
+
+
+def _first(split: Split, n: int | None) -> Split:
+    return split if n is None else Split(split.name, split.x[:n], split.y[:n])
+
+
+@torch.no_grad()
+def gram(control_points: Tensor) -> Array:
+    """Inner products (K, K), in float64, of the rows W[0], W[1]-W[0], ..., W[K-1]-W[0]; see paths.geometry."""
+    total = torch.zeros(len(control_points), len(control_points), dtype=torch.float64)
+    for part in control_points.split(1 << 22, dim=1):
+        rows = part.double()
+        rows[1:] -= rows[0].clone()
+        total += (rows @ rows.T).cpu()
+    return total.numpy()
+
+
+def search_maximum(f: Callable[[float], float], t: Array, values: Array, evaluations: int) -> None:
+    """Look for a higher value than any on the grid, next to the grid's highest, by bounded Brent.
+
+    ``f`` records what it evaluates; at most ``evaluations`` calls are made.
+    """
+    from scipy.optimize import minimize_scalar
+
+    best = int(np.argmax(values))
+    bounds = (float(t[max(best - 1, 0)]), float(t[min(best + 1, len(t) - 1)]))
+    if evaluations:
+        minimize_scalar(lambda s: -f(float(s)), bounds=bounds, method="bounded",
+                        options={"maxiter": evaluations, "xatol": 1e-4 * (bounds[1] - bounds[0])})
+
+
+def require_same(recorded: dict[str, float], measured: dict[str, float], where: str, rtol: float = 1e-4) -> None:
+    """Check that an end of a path reproduces its endpoint's own recorded metrics.
+
+    Raises:
+        RunFailed: naming the end, the metric and both figures. Batches of another size round differently, by
+            far less than ``rtol``; an error rate may move by single examples on a tie.
+    """
+    for key, value in recorded.items():
+        slack = rtol * max(abs(value), 1e-3) + (0.05 if key.endswith("_error") else 0.0)
+        if not abs(measured[key] - value) <= slack:
+            raise RunFailed(f"{where} does not reproduce its endpoint: {key} is {measured[key]:.6g}, recorded "
+                            f"{value:.6g}. The checkpoint and the data or settings it was measured with differ.")

@@ -1,0 +1,221 @@
+"""The bridge to Hydra: from a command's flags and overrides to typed configurations, one for each job.
+
+Hydra composes, sweeps and launches; what it refuses is said again in one line that names the override, what is
+allowed, and the nearest right one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modeconn_cli import schema
+from modeconn_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+HERE = Path(__file__).resolve().parent
+
+
+def conf_dir() -> Path:
+    """The configuration files: inside an installed wheel, or at the top of a checkout."""
+    return HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+
+
+def run_hydra(job: Callable[[schema.Config, list[str]], None], overrides: Sequence[str], flags: Sequence[str],
+              config_dir: str | None = None) -> None:
+    """Compose the overrides, and call ``job`` with each configuration and the overrides that made it.
+
+    Args:
+        flags: Hydra's own, such as --multirun or --cfg job; those that print call no job.
+        config_dir: a directory of further configuration files, searched first.
+
+    Raises:
+        UserError: an override or a file cannot be composed.
+    """
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise UserError(f"{override!r} is not an override: write key=value, as seed=1 or architecture=vgg16"
+                            f"{_suggest(override, all_keys([], config_dir), 'did you mean {}=...?')}")
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir} is not a directory; give one with files such as dataset/mine.yaml.")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ["MODECONN_SWEEP"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_nodes()
+
+    def with_config(cfg: DictConfig) -> None:
+        job(to_config(cfg), list(HydraConfig.get().overrides.task))
+
+    extra = ["--config-dir", str(Path(config_dir).resolve())] if config_dir else []
+    argv, sys.argv = sys.argv, ["modeconn", *flags, *extra, *overrides]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(with_config)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, overrides, config_dir)) from None
+    finally:
+        sys.argv = argv
+
+
+def register_nodes() -> None:
+    """Tell Hydra the schema's nodes, which the YAML files name in their defaults."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="_config", node={"seed": 0})
+    for group, nodes in schema.NODES.items():
+        for name, node in nodes.items():
+            store.store(group=group, name=name, node=node)
+
+
+def to_config(cfg: DictConfig) -> schema.Config:
+    """The composed tree as dataclasses."""
+    from omegaconf import OmegaConf
+
+    parts = {}
+    for group in schema.NODES:
+        parts[group] = OmegaConf.to_object(cfg[group])
+        if not dataclasses.is_dataclass(parts[group]):
+            raise UserError(f"{group}: the chosen file does not begin with its schema; start it with "
+                            f"`defaults: [{', '.join(schema.NODES[group])}]`, one of them.")
+    seed = cfg.seed
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise UserError(f"seed={seed} is not a whole number; give one, as seed=1, or several with --multirun seed=0,1,2.")
+    return schema.Config(seed=seed, **parts)
+
+
+# ------------------------------------------------------------------------------- what there is to override
+
+
+def groups(config_dir: str | None = None) -> dict[str, list[str]]:
+    """The configuration groups and the choices in each."""
+    found: dict[str, list[str]] = {}
+    for root in [conf_dir(), *([Path(config_dir)] if config_dir else [])]:
+        for file in sorted(root.glob("*/*.yaml")):
+            found.setdefault(file.parent.name, []).append(file.stem)
+    return found
+
+
+def node_of(group: str, choice: str, config_dir: str | None = None) -> type | None:
+    """The schema behind a choice of a group, from the node that its file names first."""
+    for root in [*([Path(config_dir)] if config_dir else []), conf_dir()]:
+        file = root / group / f"{choice}.yaml"
+        if file.is_file():
+            for name, node in schema.NODES.get(group, {}).items():
+                if name in file.read_text(encoding="utf-8").replace("[", " ").replace("]", " ").replace(",", " ").split():
+                    return node
+    return None
+
+
+DEFAULT_CHOICES = {"dataset": "digits", "architecture": "mlp", "endpoints": "default", "curve": "bezier",
+                   "interpolation": "default", "runtime": "default"}
+
+
+def chosen_nodes(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, type]:
+    """The schema of every group under these overrides."""
+    choices = dict(DEFAULT_CHOICES)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in choices:
+            choices[key] = value.split(",")[0]
+    return {g: node_of(g, c, config_dir) or next(iter(schema.NODES[g].values())) for g, c in choices.items()}
+
+
+def all_keys(overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
+    """Every key that can be overridden: seed, the groups, and the fields of what is chosen."""
+    fields = [f"{g}.{f.name}" for g, node in chosen_nodes(overrides, config_dir).items() for f in dataclasses.fields(node)]
+    return ["seed", *groups(config_dir), *fields]
+
+
+# ---------------------------------------------------------------------------------------------- explaining
+
+
+def explain(error: Exception, overrides: Sequence[str], config_dir: str | None = None) -> str:
+    """Hydra's complaint as one line about the override that caused it."""
+    choices, keys = groups(config_dir), all_keys(overrides, config_dir)
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key.startswith("hydra"):
+            continue
+        if key in choices:
+            wrong = [v for v in value.split(",") if v not in choices[key] and v != "null"]
+            if wrong:
+                return (f"{key}={wrong[0]}: no such {key}; choose from {', '.join(choices[key])}"
+                        f"{_suggest(wrong[0], choices[key], f'did you mean {key}={{}}?')}")
+        elif key not in keys and not any(key.startswith(f"{k}.") for k in keys):  # inside kwargs anything goes
+            owners = _owners(key)
+            if owners:
+                return f"{key}: the chosen {key.split('.')[0]} has no such field; it belongs to {', '.join(owners)}."
+            return f"{key}: no such key{_suggest(key, keys, 'did you mean {}?')}"
+    culprit = _type_culprit(error, overrides, config_dir)
+    if culprit:
+        return culprit
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    line = next((part.strip() for part in str(cause).splitlines() if part.strip()), type(cause).__name__)
+    named = [o for o in overrides if o in str(error) or o in str(cause)]
+    return f"{named[0]}: {line}" if named else line
+
+
+def _type_culprit(error: Exception, overrides: Sequence[str], config_dir: str | None) -> str | None:
+    """The override whose value its field cannot hold, said with what the field is."""
+    said = f"{error} {error.__cause__ or ''}"
+    nodes = chosen_nodes(overrides, config_dir)
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        group, _, name = key.partition(".")
+        doc = schema.describe(nodes[group], name) if group in nodes and name else None
+        if doc is None or (override not in said and f"full_key: {key}" not in said and f"full_key: {name}\n" not in said):
+            continue
+        allowed = schema.allowed_values(nodes[group], name)
+        kind = schema.kind_of(nodes[group], name)
+        return (f"{key}={value}: not {kind}. {doc}{_suggest(value, allowed, f'Did you mean {key}={{}}?')}")
+    return None
+
+
+def _owners(key: str) -> list[str]:
+    group, _, name = key.partition(".")
+    return [n.lstrip("_") for n, node in schema.NODES.get(group, {}).items()
+            if name in {f.name for f in dataclasses.fields(node)}]
+
+
+def _suggest(wrong: str, right: Sequence[str], phrase: str) -> str:
+    """A phrase with the nearest right word, or the end of the sentence where nothing is near."""
+    near = difflib.get_close_matches(wrong, right, n=1, cutoff=0.5)
+    if not near:  # the last part alone may be near: `curve.lrr` or a field without its group
+        tails = {k.rsplit(".", 1)[-1]: k for k in reversed(list(right))}
+        near = [tails[n] for n in difflib.get_close_matches(wrong.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)]
+    return f"; {phrase.format(near[0])}" if near else "; `modeconn fit-curve --cfg job` shows every key."
+
+
+# ---------------------------------------------------------------------------------------------- completing
+
+
+def complete(words: Sequence[str], incomplete: str) -> list[str]:
+    """Completions of an override after a command: keys and groups, then their values."""
+    key, equals, value = incomplete.partition("=")
+    if not equals:
+        keys = all_keys(words)
+        return [f"{k}=" for k in keys if k.startswith(key) and ("." in key or "." not in k)] + \
+            [f"{g}." for g in schema.NODES if g.startswith(key) and "." not in key]
+    group, _, name = key.partition(".")
+    if key in groups():
+        values = groups()[key]
+    elif name and group in schema.NODES:
+        values = schema.allowed_values(chosen_nodes(words)[group], name)
+    else:
+        values = []
+    head, comma, tail = value.rpartition(",")
+    return [f"{key}={head}{comma}{v}" for v in values if v.startswith(tail)]

@@ -1,0 +1,36 @@
+"""Multilayer perceptron."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from modeconn_cli.errors import UserError
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+class MLP(nn.Module):
+    """``depth`` hidden layers of ``width`` units on the flattened example: (N, *in_shape) -> (N, classes)."""
+
+    def __init__(self, features: int, classes: int, width: int, depth: int, activation: str) -> None:
+        super().__init__()
+        sizes = [features] + [width] * depth
+        self.hidden = nn.Sequential()
+        for fan_in, fan_out in pairwise(sizes):
+            self.hidden.append(nn.Linear(fan_in, fan_out))
+            self.hidden.append(ACTIVATIONS[activation]())
+        self.head = nn.Linear(sizes[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(x.flatten(1)))
+
+
+def build(in_shape: tuple[int, ...], classes: int, *, width: int = 256, depth: int = 2,
+          activation: str = "relu") -> MLP:
+    """An :class:`MLP`; depth 0 is a linear classifier. Raises UserError for an unknown activation."""
+    if activation not in ACTIVATIONS:
+        raise UserError(f"mlp has no activation {activation!r}: use {', '.join(ACTIVATIONS)}")
+    return MLP(math.prod(in_shape), classes, width, depth, activation)

@@ -1,0 +1,68 @@
+"""The picture of paths: train loss and test error against t, as a paper could print it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which readers with any colour vision can tell apart; line styles say it again.
+STYLES = [("#D55E00", "-"), ("#0072B2", "-"), ("#009E73", "--"), ("#CC79A7", "-."), ("#E69F00", ":"), ("#56B4E9", "--")]
+PANELS = [("train_loss", "Train loss"), ("test_error", "Test error (%)")]
+
+
+@dataclass(frozen=True)
+class PathResult:
+    """A measured path as read from its directory: path.csv, and summary.json."""
+
+    title: str
+    table: pd.DataFrame
+    summary: dict[str, Any]
+
+
+def draw(paths: Sequence[PathResult], heading: str) -> Figure:
+    """Both panels, every path in each, with bands of 1.96 standard errors and the highest point marked."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    settings = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "modeconn",
+                "svg.fonttype": "none", "axes.titlesize": 10, "legend.frameon": False}
+    with rc_context(settings):
+        figure = Figure(figsize=(7.2, 3.3), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for axes, (column, name) in zip(panels, PANELS, strict=True):
+            _panel(axes, paths, column, name)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(paths), 3))
+        figure.suptitle(heading, fontsize=10)
+        figure.canvas.draw()  # lay out now, while the settings hold
+    return figure
+
+
+def _panel(axes: Axes, paths: Sequence[PathResult], column: str, name: str) -> None:
+    for path, (colour, line) in zip(paths, (STYLES * len(paths))[: len(paths)], strict=True):
+        t, value = path.table["t"], path.table[column]
+        band = 1.96 * path.table[f"{column}_se"]
+        axes.plot(t, value, line, color=colour, linewidth=1.6, label=path.title)
+        axes.fill_between(t, value - band, value + band, color=colour, alpha=0.18, linewidth=0)
+        top = value.idxmax()
+        axes.plot(t[top], value[top], "o", color=colour, markersize=4, markeredgecolor="white", clip_on=False, zorder=4)
+    ends = paths[0].table.iloc[[0, -1]]
+    axes.plot(ends["t"], ends[column], "s", color="black", markersize=4, clip_on=False, zorder=5)
+    lows = [float(p.table[column].min()) for p in paths]
+    highs = [float(p.table[column].max()) for p in paths]
+    if column == "train_loss" and min(lows) > 0 and max(highs) > 20 * min(lows):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0 if min(lows) < 0.5 * max(highs) else None)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("Position along the path, $t$")
+    axes.set_title(name, loc="left")
+    axes.grid(axis="y", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)

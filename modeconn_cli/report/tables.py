@@ -1,0 +1,48 @@
+"""Rows for tables and JSON, read from the files of finished runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from modeconn_cli.evaluation.barriers import CONVENTIONS
+from modeconn_cli.report.plots import PathResult
+
+BARRIER_METRICS = ("train_loss", "test_error")
+
+
+def read_path(folder: Path) -> PathResult:
+    """A measured path from its run directory."""
+    summary = json.loads((folder / "summary.json").read_text())
+    return PathResult(summary["path"], pd.read_csv(folder / "path.csv"), summary)
+
+
+def barrier_rows(paths: list[PathResult]) -> list[dict[str, Any]]:
+    """One row a path and metric: the ends, the highest value, and every convention with its interval."""
+    rows = []
+    for metric in BARRIER_METRICS:
+        for path in paths:
+            column = path.summary["columns"][metric]
+            rows.append({"metric": metric, "path": path.title, "start": column["start"], "end": column["end"],
+                         "max": column["max"], **{c: path.summary["barriers"][metric][c] for c in CONVENTIONS}})
+    return rows
+
+
+def verdict_sentence(path: PathResult) -> str:
+    """The verdict on one path in a sentence, with its interval and its convention."""
+    v = path.summary["verdict"]
+    how = {"yes": "joins the endpoints", "no": "does not join the endpoints", "undecided": "may or may not join the endpoints"}
+    level = round(100 * path.summary["intervals"]["confidence"])
+    loss = path.summary["barriers"]["train_loss"]["above_line"]
+    return (f"The {path.title.split(',')[0]} {how[v['connected']]}: test-error barrier {v['value']:.2f} points "
+            f"[{v['low']:.2f}, {v['high']:.2f}] {'<' if v['connected'] == 'yes' else 'against'} {v['below']:g}, train-loss "
+            f"barrier {loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}] (above_line, {level}% intervals).")
+
+
+def heading(paths: list[PathResult]) -> str:
+    """What a figure of these paths shows, in a line."""
+    task = paths[0].summary["task"]
+    return f"{task['architecture']} on {task['dataset']}, endpoints {task['endpoints']}"

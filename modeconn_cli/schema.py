@@ -1,0 +1,452 @@
+"""Every configuration field: its type, default, allowed range and meaning, declared once and in one place.
+
+Hydra composes the YAML files under ``conf/`` over these dataclasses, so a value of the wrong type is refused
+where it is given; :func:`check` then holds each value to its range and the fields to one another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Union, get_type_hints
+
+from modeconn_cli.errors import UserError
+
+
+def option(default: Any, doc: str, *, ge: float | None = None, gt: float | None = None,
+           le: float | None = None, lt: float | None = None) -> Any:
+    """A documented field with an optional range; lists and dictionaries hold it for each of their items."""
+    limits = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
+    metadata = {"doc": doc, "limits": limits}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Name(str, Enum):
+    """An enumeration whose members print as they are typed."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+# ---------------------------------------------------------------------------------------------- datasets
+
+
+class Source(Name):
+    digits = "digits"
+    two_spirals = "two_spirals"
+    fashion_mnist = "fashion_mnist"
+    mnist = "mnist"
+    kmnist = "kmnist"
+    cifar10 = "cifar10"
+    cifar100 = "cifar100"
+    svhn = "svhn"
+    arrays = "arrays"
+
+
+class SplitBy(Name):
+    last = "last"
+    random = "random"
+
+
+class Channels(Name):
+    auto = "auto"
+    first = "first"
+    last = "last"
+
+
+@dataclass
+class Dataset:
+    name: str = option("digits", "Label used in directory names.")
+    source: Source = option(Source.digits, "Which reader finds and reads the files.")
+    test_size: int = option(0, "Examples drawn (by split_seed) as the test split, for sources that ship none.", ge=0)
+    validation_size: int = option(0, "Training examples held out as the validation split.", ge=0)
+    validation_split: SplitBy = option(SplitBy.last, "Hold out the last examples (Garipov) or a seeded random draw.")
+    split_seed: int = option(0, "Seed of every random split.", ge=0)
+    use_test: bool = option(True, "Report the test split; false reports the validation split in its place.")
+    train_size: int | None = option(None, "Keep only this many training examples (seeded draw); null keeps all.", ge=1)
+    mean: list[float] | None = option(None, "Per-channel mean on the 0..1 scale; null measures it on the training split.")
+    std: list[float] | None = option(None, "Per-channel standard deviation; null measures it.", gt=0)
+    pad_to: int | None = option(None, "Zero-pad images to this height and width; null leaves them.", ge=1)
+    crop_padding: int = option(0, "Augmentation: random crop after zero padding by this many pixels; 0 is off.", ge=0)
+    flip: bool = option(False, "Augmentation: horizontal flip with probability one half.")
+    data_dir: str | None = option(None, "Where the files are; null looks in $MODECONN_DATA, ./data and system folders.")
+    download: bool = option(False, "Let torchvision download missing files.")
+
+
+@dataclass
+class TwoSpirals(Dataset):
+    examples: int = option(2000, "Training points, both spirals together; as many again are the test split.", ge=4)
+    turns: float = option(1.75, "Turns of each arm.", gt=0)
+    noise: float = option(0.04, "Standard deviation of the noise, in units of the outer radius.", ge=0)
+
+
+@dataclass
+class Arrays(Dataset):
+    path: str = option("", "A .npz or .safetensors file with x_train, y_train, x_test, y_test.")
+    channels: Channels = option(Channels.auto, "Where images keep their channels: first (NCHW), last (NHWC) or auto.")
+
+
+# ------------------------------------------------------------------------------------------ architectures
+
+
+class Family(Name):
+    mlp = "mlp"
+    convfc = "convfc"
+    vgg = "vgg"
+    resnet = "resnet"
+    preresnet = "preresnet"
+    wrn = "wrn"
+    vit = "vit"
+    torchvision = "torchvision"
+    custom = "custom"
+
+
+class Norm(Name):
+    batch = "batch"
+    layer = "layer"
+    none = "none"
+
+
+class Activation(Name):
+    relu = "relu"
+    gelu = "gelu"
+    tanh = "tanh"
+
+
+@dataclass
+class Architecture:
+    name: str = option("mlp", "Label used in directory names.")
+    family: Family = option(Family.mlp, "Which builder makes the network.")
+
+
+@dataclass
+class MLP(Architecture):
+    width: int = option(256, "Units of every hidden layer.", ge=1)
+    depth: int = option(2, "Hidden layers; a network of n linear layers has n - 1.", ge=0)
+    activation: Activation = option(Activation.relu, "Non-linearity after every hidden layer.")
+
+
+@dataclass
+class ConvFC(Architecture):
+    family: Family = option(Family.convfc, "Which builder makes the network.")
+
+
+@dataclass
+class VGG(Architecture):
+    family: Family = option(Family.vgg, "Which builder makes the network.")
+    depth: int = option(16, "11, 13, 16 or 19.")
+    batch_norm: bool = option(False, "BatchNorm after every convolution.")
+    width: float = option(1.0, "Multiplier of every convolution's channels.", gt=0)
+
+
+@dataclass
+class ResNet(Architecture):
+    family: Family = option(Family.resnet, "Which builder makes the network.")
+    depth: int = option(20, "6n + 2: 20, 32, 44, 56 or 110.", ge=8)
+    width: float = option(1.0, "Multiplier of the 16, 32, 64 channels.", gt=0)
+    norm: Norm = option(Norm.batch, "Normalisation after every convolution: batch, layer or none.")
+
+
+@dataclass
+class PreResNet(Architecture):
+    family: Family = option(Family.preresnet, "Which builder makes the network.")
+    depth: int = option(110, "110 or 164 (bottlenecks, 9n + 2); below 44 basic blocks, 6n + 2.", ge=8)
+
+
+@dataclass
+class WRN(Architecture):
+    family: Family = option(Family.wrn, "Which builder makes the network.")
+    depth: int = option(28, "6n + 4.", ge=10)
+    widen: int = option(10, "Widening factor.", ge=1)
+    dropout: float = option(0.0, "Dropout inside every block.", ge=0, lt=1)
+
+
+@dataclass
+class ViT(Architecture):
+    family: Family = option(Family.vit, "Which builder makes the network.")
+    patch: int = option(4, "Side of a patch in pixels; it must divide the image's.", ge=1)
+    dim: int = option(192, "Width of the token embeddings; heads must divide it.", ge=1)
+    depth: int = option(6, "Transformer blocks.", ge=1)
+    heads: int = option(3, "Attention heads.", ge=1)
+    mlp_ratio: float = option(2.0, "Hidden width of each block's MLP over dim.", gt=0)
+    dropout: float = option(0.0, "Dropout in attention output and MLP.", ge=0, lt=1)
+
+
+@dataclass
+class Torchvision(Architecture):
+    family: Family = option(Family.torchvision, "Which builder makes the network.")
+    model: str = option("resnet18", "Any classifier of torchvision.models, by its name.")
+    kwargs: dict[str, Any] = option({}, "Further arguments of that model's builder.")
+
+
+@dataclass
+class Custom(Architecture):
+    family: Family = option(Family.custom, "Which builder makes the network.")
+    target: str = option("", "my_package.my_module:build or path/to/file.py:Net, called to make the module.")
+    kwargs: dict[str, Any] = option({}, "Arguments of that call; in_shape and classes are passed where it takes them.")
+
+
+# --------------------------------------------------------------------------------------- training, curves
+
+
+class Optimizer(Name):
+    sgd = "sgd"
+    adam = "adam"
+    adamw = "adamw"
+
+
+class Schedule(Name):
+    constant = "constant"
+    garipov = "garipov"
+    cosine = "cosine"
+    multistep = "multistep"
+    linear = "linear"
+
+
+class Every(Name):
+    step = "step"
+    epoch = "epoch"
+
+
+class Precision(Name):
+    float32 = "float32"
+    tf32 = "tf32"
+    bfloat16 = "bfloat16"
+
+
+@dataclass
+class Training:
+    epochs: int = option(30, "Passes over the training split.", ge=1)
+    batch_size: int = option(128, "Examples of a step; the last short batch of an epoch is used too.", ge=1)
+    optimizer: Optimizer = option(Optimizer.sgd, "sgd, adam or adamw.")
+    lr: float = option(0.05, "Peak learning rate.", gt=0)
+    momentum: float = option(0.9, "SGD's momentum.", ge=0, lt=1)
+    nesterov: bool = option(False, "Nesterov momentum (SGD).")
+    betas: list[float] = option([0.9, 0.999], "Adam's and AdamW's two decay rates.", ge=0, lt=1)
+    eps: float = option(1e-8, "Adam's and AdamW's denominator term.", gt=0)
+    weight_decay: float = option(5e-4, "wd in wd/2 |w|^2 (decoupled for AdamW), at the point where the loss is taken.", ge=0)
+    schedule: Schedule = option(Schedule.garipov, "garipov: constant to 50%, linear to 1% at 90%; or constant, cosine, multistep, linear.")
+    schedule_every: Every = option(Every.epoch, "Move the learning rate every epoch (Garipov) or every step.")
+    warmup_epochs: float = option(0.0, "Linear warm-up from 0, moved every step, before the schedule.", ge=0)
+    milestones: list[float] = option([0.5, 0.75], "multistep: fractions of training after which lr is multiplied by gamma.", gt=0, lt=1)
+    gamma: float = option(0.1, "multistep: the factor.", gt=0, le=1)
+    label_smoothing: float = option(0.0, "Smoothing of the training targets; metrics are never smoothed.", ge=0, lt=1)
+    precision: Precision = option(Precision.float32, "float32, tf32 (CUDA matmuls and convolutions) or bfloat16 (autocast).")
+
+
+@dataclass
+class Endpoints(Training):
+    seeds: list[int] | None = option(None, "Seeds of the endpoints; null: 2*seed and 2*seed+1, a pair no other seed shares.", ge=0)
+    init_seed: int | None = option(None, "One initialisation for every endpoint; null: each endpoint's own seed.", ge=0)
+    data_seed: int | None = option(None, "One order and augmentation for every endpoint; null: its own seed.", ge=0)
+    keep_epochs: list[int] = option([], "Also keep the weights after these epochs (0 is initialisation).", ge=0)
+    keep_steps: list[int] = option([], "Also keep the weights after these gradient steps.", ge=0)
+    checkpoints: list[str] | None = option(None, "Take the endpoints from these files (.pt, .safetensors) and train none.")
+
+
+class CurveKind(Name):
+    bezier = "bezier"
+    chain = "chain"
+
+
+class Sampling(Name):
+    stratified = "stratified"
+    uniform = "uniform"
+
+
+@dataclass
+class Curve(Training):
+    kind: CurveKind = option(CurveKind.bezier, "bezier (of degree bends + 1) or chain (polygonal).")
+    bends: int = option(1, "Control points between the ends.", ge=1)
+    fix_start: bool = option(True, "Hold the start where its endpoint is; false trains it too.")
+    fix_end: bool = option(True, "Hold the end where its endpoint is; false trains it too.")
+    init_from: str | None = option(None, "Start from this curve's checkpoint.safetensors; null: bends evenly on the segment.")
+    t_sampling: Sampling = option(Sampling.stratified, "Draw t uniformly, or stratified over the steps of every epoch.")
+    seed: int | None = option(None, "Seed of t, order and augmentation; null: the top-level seed.", ge=0)
+
+
+# ------------------------------------------------------------------------------------- evaluation, running
+
+
+class BatchNorm(Name):
+    reestimate = "reestimate"
+    mean = "mean"
+
+
+class PathOf(Name):
+    curve = "curve"
+    segment = "segment"
+
+
+@dataclass
+class Interpolation:
+    points: int = option(61, "Evenly spaced values of t, both ends included.", ge=2)
+    search_max: int = option(8, "Further evaluations that search for the highest train loss between grid points; 0: none.", ge=0)
+    batch_size: int = option(1000, "Examples of a forward pass; changes rounding only.", ge=1)
+    batch_norm: BatchNorm = option(
+        BatchNorm.reestimate, "At inner points: reestimate on training data, or the coefficient mean of the ends' statistics.")
+    bn_examples: int | None = option(None, "Training examples of a re-estimation (the first ones); null: all.", ge=2)
+    train_examples: int | None = option(None, "Training examples that train_* columns are measured on (the first ones); null: all.", ge=2)
+    bootstrap: int = option(1000, "Bootstrap resamples of the examples behind every interval.", ge=20)
+    confidence: float = option(0.95, "Coverage of the intervals.", gt=0, lt=1)
+    connected_below: float = option(2.0, "Verdict: connected when the test-error barrier is under this many points (Frankle 2020).", gt=0)
+    path: PathOf = option(PathOf.curve, "evaluate: which path to evaluate, curve or segment.")
+
+
+class ChannelsLast(Name):
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+@dataclass
+class Runtime:
+    device: str = option("auto", "auto (CUDA when there is one), cpu, cuda, cuda:1, mps.")
+    threads: int = option(0, "CPU threads of this process; 0 leaves PyTorch's choice.", ge=0)
+    channels_last: ChannelsLast = option(ChannelsLast.auto, "Memory layout of image batches; auto: where measured faster.")
+    deterministic: bool = option(True, "Ask PyTorch for deterministic kernels (on CUDA some are slower).")
+    save_every: float = option(20.0, "Seconds between saved states; a killed run loses at most this much.", gt=0)
+    output_dir: str = option("outputs", "Where run directories go.")
+    force: bool = option(False, "Compute the command's own stages again, into their next version (--force).")
+    dry_run: bool = option(False, "Show the plan and stop (--dry-run).")
+
+
+@dataclass
+class Config:
+    """A whole composed configuration. `seed` is the replicate: see Endpoints.seeds."""
+
+    seed: int = option(0, "Replicate: endpoints 2*seed and 2*seed+1, and the curve's own randomness.", ge=0)
+    dataset: Dataset = field(default_factory=Dataset, metadata={"doc": "What the networks learn."})
+    architecture: Architecture = field(default_factory=MLP, metadata={"doc": "The network."})
+    endpoints: Endpoints = field(default_factory=Endpoints, metadata={"doc": "How endpoints are trained, or where they come from."})
+    curve: Curve = field(default_factory=Curve, metadata={"doc": "The curve between them and how it is trained."})
+    interpolation: Interpolation = field(default_factory=Interpolation, metadata={"doc": "How a path is evaluated."})
+    runtime: Runtime = field(default_factory=Runtime, metadata={"doc": "Where and how it runs; never changes a run's identity."})
+
+
+DATASETS: dict[str, type[Dataset]] = {"two_spirals": TwoSpirals, "arrays": Arrays}
+ARCHITECTURES: dict[Family, type[Architecture]] = {
+    Family.mlp: MLP, Family.convfc: ConvFC, Family.vgg: VGG, Family.resnet: ResNet, Family.preresnet: PreResNet,
+    Family.wrn: WRN, Family.vit: ViT, Family.torchvision: Torchvision, Family.custom: Custom,
+}
+# Hydra nodes that the YAML files of a group name in their defaults list.
+NODES: dict[str, dict[str, type]] = {
+    "dataset": {"_dataset": Dataset, "_two_spirals": TwoSpirals, "_arrays": Arrays},
+    "architecture": {f"_{family}": node for family, node in ARCHITECTURES.items()},
+    "endpoints": {"_endpoints": Endpoints},
+    "curve": {"_curve": Curve},
+    "interpolation": {"_interpolation": Interpolation},
+    "runtime": {"_runtime": Runtime},
+}
+
+# How a run is carried out, or where its input lies; what the input holds is identified by its checksum.
+NOT_IDENTITY = {"name", "data_dir", "download", "path"}
+
+
+def fields_off_default(node: Any) -> dict[str, Any]:
+    """The identifying fields of a config dataclass that differ from its defaults, as plain JSON values.
+
+    Leaving defaults out keeps every digest as it was when a later version adds a field.
+    """
+    found = {}
+    for f in dataclasses.fields(node):
+        value = getattr(node, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if f.name not in NOT_IDENTITY and value != default:
+            found[f.name] = str(value) if isinstance(value, Enum) else value
+    return found
+
+
+def recipe(node: Any) -> dict[str, Any]:
+    """:func:`fields_off_default` of the training fields alone, of the Training or a class made from it."""
+    names = {f.name for f in dataclasses.fields(Training)}
+    return {k: v for k, v in fields_off_default(node).items() if k in names}
+
+
+def check(node: Any, prefix: str = "") -> None:
+    """Hold every field to its range, and the whole to what one field cannot say.
+
+    Raises UserError naming the key, its value and what is allowed.
+    """
+    for f in dataclasses.fields(node):
+        value, key = getattr(node, f.name), f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(value):
+            check(value, f"{key}.")
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int | float) and not isinstance(item, bool):
+                _check_range(key, item, f.metadata["limits"])
+    if isinstance(node, Config):
+        _check_together(node)
+
+
+_RANGES = {"ge": ("at least", lambda v, b: v >= b), "gt": ("more than", lambda v, b: v > b),
+           "le": ("at most", lambda v, b: v <= b), "lt": ("less than", lambda v, b: v < b)}
+
+
+def _check_range(key: str, value: float, limits: dict[str, float]) -> None:
+    if all(_RANGES[k][1](value, bound) for k, bound in limits.items()):
+        return
+    allowed = " and ".join(f"{_RANGES[k][0]} {bound:g}" for k, bound in limits.items())
+    raise UserError(f"{key}={value} is out of range: it must be {allowed}.")
+
+
+def _check_together(config: Config) -> None:
+    for name in ("endpoints", "curve"):
+        training: Training = getattr(config, name)
+        if training.nesterov and (training.optimizer is not Optimizer.sgd or training.momentum == 0):
+            raise UserError(f"{name}.nesterov=true needs {name}.optimizer=sgd and {name}.momentum above 0.")
+        if len(training.betas) != 2:
+            raise UserError(f"{name}.betas={training.betas} must be two numbers, as [0.9,0.999].")
+        if training.milestones != sorted(training.milestones):
+            raise UserError(f"{name}.milestones={training.milestones} must rise.")
+        if training.warmup_epochs >= training.epochs:
+            raise UserError(f"{name}.warmup_epochs={training.warmup_epochs:g} leaves nothing of {name}.epochs={training.epochs}.")
+    late = [e for e in config.endpoints.keep_epochs if e > config.endpoints.epochs]
+    if late:
+        raise UserError(f"endpoints.keep_epochs={late} lies after the last epoch, endpoints.epochs={config.endpoints.epochs}.")
+
+
+def describe(node: type, key: str) -> str | None:
+    """The documentation of one field of a config class, or None where it has no such field."""
+    for f in dataclasses.fields(node):
+        if f.name == key:
+            allowed = allowed_values(node, key)
+            return f.metadata.get("doc", "") + (f" [{', '.join(allowed)}]" if allowed else "")
+    return None
+
+
+def allowed_values(node: type, key: str) -> list[str]:
+    """What an enumerated or boolean field may be, for completion and for errors; empty for any other."""
+    kind = get_type_hints(node).get(key, str)
+    kinds = getattr(kind, "__args__", (kind,)) if getattr(kind, "__origin__", None) is Union else (kind,)
+    for k in kinds:
+        if isinstance(k, type) and issubclass(k, Enum):
+            return [m.name for m in k]
+        if k is bool:
+            return ["true", "false"]
+    return []
+
+
+def plain(node: Any) -> Any:
+    """A config dataclass as dictionaries, lists, strings and numbers, ready for YAML or JSON."""
+    if dataclasses.is_dataclass(node):
+        return {f.name: plain(getattr(node, f.name)) for f in dataclasses.fields(node)}
+    if isinstance(node, Enum):
+        return str(node)
+    if isinstance(node, dict):
+        return {k: plain(v) for k, v in node.items()}
+    return [plain(v) for v in node] if isinstance(node, list | tuple) else node
+
+
+def kind_of(node: type, key: str) -> str:
+    """What a field holds, in words."""
+    kind = str(get_type_hints(node)[key])
+    for part, words in (("dict", "a dictionary"), ("list", "a list, as [0,1]"), ("bool", "true or false"),
+                        ("float", "a number"), ("int", "a whole number"), ("str'", "text")):
+        if part in kind:
+            return words
+    return "one of its values"

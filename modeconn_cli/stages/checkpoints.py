@@ -1,0 +1,63 @@
+"""Reading and writing weights. Nothing here unpickles code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from modeconn_cli.errors import UserError
+from modeconn_cli.runs import Run
+
+WRAPPERS = ("model_state", "state_dict", "model", "model_state_dict")
+
+
+def write_state(run: Run, name: str, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, independent of device; tied tensors are written under each name."""
+    whole = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    with run.writing(name) as path:
+        safetensors.torch.save_file(whole, path, dict(metadata or {}))
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    with safetensors.safe_open(file, framework="pt") as f:
+        return dict(f.metadata() or {})
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The state_dict in a .safetensors or PyTorch file, whether plain or wrapped, with or without ``module.``.
+
+    Raises:
+        UserError: the file is damaged, holds no tensors by name, or would run code on being read.
+    """
+    try:
+        content: Any = safetensors.torch.load_file(file) if file.suffix == ".safetensors" else \
+            torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "weights_only" in str(error).lower() or "GLOBAL" in str(error):
+            raise UserError(f"{file} holds more than tensors and would run code on being read, which is refused; save "
+                            "it as torch.save(model.state_dict(), path) or as safetensors.") from None
+        raise UserError(f"{file} is not a readable checkpoint; save it again.") from None
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{file} is not a readable checkpoint ({_first_line(error)}); save it again.") from None
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{file} holds no state_dict: expected tensors by name, plain or under one of "
+                        f"{', '.join(WRAPPERS)}.")
+    if all(k.startswith("module.") for k in content):
+        content = {k.removeprefix("module."): v for k, v in content.items()}
+    return dict(content)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]

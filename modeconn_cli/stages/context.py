@@ -1,0 +1,179 @@
+"""What every stage of one request shares: the configuration, the data and networks it makes, the way to report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from modeconn_cli import data, models, runs
+from modeconn_cli.data import Data
+from modeconn_cli.errors import Interrupted, UserError
+from modeconn_cli.evaluation import Evaluator
+from modeconn_cli.schema import ChannelsLast, Config, Interpolation, Precision, fields_off_default
+from modeconn_cli.weights import FlatModule
+
+
+class Reporter(Protocol):
+    """Who is told how work goes; the terminal's lives with the commands."""
+
+    def begin(self, stage: str, run: runs.Run) -> None:
+        """A stage starts, or is answered from cache."""
+
+    def progress(self, done: int, total: int, note: str) -> None:
+        """Within the stage: steps or points done."""
+
+    def end(self, stage: str, run: runs.Run, seconds: float) -> None:
+        """The stage is finished."""
+
+    def say(self, line: str) -> None:
+        """A remark worth a line."""
+
+
+class Signals:
+    """Ctrl-C and SIGTERM as a flag that loops look at between steps; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise Interrupted(number)
+        self.received = number
+
+    def check(self) -> None:
+        """Raise Interrupted when a signal has come."""
+        if self.received:
+            raise Interrupted(self.received)
+
+
+class Context:
+    """One request: its configuration, and what its stages make from it, made once."""
+
+    def __init__(self, config: Config, reporter: Reporter) -> None:
+        self.config, self.reporter = config, reporter
+        self.root = Path(config.runtime.output_dir)
+        self.signals = Signals()
+        self.label = f"{_safe(config.dataset.name)}-{_safe(config.architecture.name)}"
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device asked for, with PyTorch's switches set as the configuration says."""
+        runtime = self.config.runtime
+        device = _device(runtime.device)
+        if runtime.threads:
+            torch.set_num_threads(runtime.threads)
+        if runtime.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        tf32 = Precision.tf32 in (self.config.endpoints.precision, self.config.curve.precision)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        return device
+
+    @cached_property
+    def checksum(self) -> str:
+        """Of the data set's files, or of what it is generated from."""
+        return data.checksum(self.config.dataset)
+
+    @cached_property
+    def data_on_host(self) -> Data:
+        return data.load(self.config.dataset)
+
+    @cached_property
+    def data(self) -> Data:
+        return self.data_on_host.to(self.device)
+
+    def module(self) -> nn.Module:
+        """The architecture, freshly initialised from the global generator, on the present default device.
+
+        Raises:
+            UserError: it does not fit the data set.
+        """
+        node = self.config.architecture
+        options = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.name not in ("name", "family")}
+        plain = {k: str(v) if isinstance(v, Enum) else v for k, v in options.items()}
+        return models.build(str(node.family), self.data_on_host.shape, self.data_on_host.classes, **plain)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Trainable parameters of the architecture, counted without allocating them where that is possible."""
+        try:
+            with torch.device("meta"):
+                module = self.module()
+        except (NotImplementedError, RuntimeError):
+            module = self.module()
+        return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    def net(self, seed: int) -> FlatModule:
+        """The network on the device, initialised by a seed on the CPU, so that every device starts alike."""
+        torch.manual_seed(seed)
+        module = self.module().to(self.device)
+        return FlatModule(module, self._channels_last(module))
+
+    def evaluator(self, net: FlatModule, options: Interpolation | None = None) -> Evaluator:
+        return Evaluator(net, self.data, options or self.config.interpolation)
+
+    def task_fields(self) -> dict[str, Any]:
+        """What identifies the learning task: data set, its content, architecture."""
+        dataset, architecture = self.config.dataset, self.config.architecture
+        fields = {
+            "dataset": {"source": str(dataset.source), **fields_off_default(dataset)},
+            "data": self.checksum,
+            "architecture": {"family": str(architecture.family), **fields_off_default(architecture)},
+        }
+        target = getattr(architecture, "target", None)
+        if target:
+            fields["architecture"]["code"] = models.source_checksum(target)
+        return fields
+
+    def _channels_last(self, module: nn.Module) -> bool:
+        choice = self.config.runtime.channels_last
+        if choice is not ChannelsLast.auto:
+            return choice is ChannelsLast.on
+        return any(isinstance(m, nn.Conv2d) for m in module.modules())
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
+    except RuntimeError:
+        raise UserError(f"runtime.device={name} is not a device: use auto, cpu, cuda, cuda:1 or mps.") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"runtime.device={name} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices. "
+                        "`modeconn doctor` shows what there is; runtime.device=auto takes the best.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("runtime.device=mps is not here: runtime.device=auto takes the best there is.")
+    return device
+
+
+def _safe(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", label) or "_"

@@ -1,0 +1,136 @@
+"""fit-curve: train the control points between two endpoints so that the whole path has low loss."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeconn_cli import paths
+from modeconn_cli.errors import UserError
+from modeconn_cli.runs import Run
+from modeconn_cli.schema import CurveKind, Sampling, recipe
+from modeconn_cli.stages import Stage
+from modeconn_cli.stages.checkpoints import read_metadata, read_state, write_state
+from modeconn_cli.stages.context import Context
+from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, TrainedEndpoint
+from modeconn_cli.stages.fitting import fit
+from modeconn_cli.training import Trainer, steps_per_epoch
+from modeconn_cli.weights import FlatModule
+
+
+class FitCurve(Stage):
+    """A curve whose directory holds every control point in checkpoint.safetensors, as ``<k>.<parameter>``."""
+
+    name = "fit-curve"
+
+    def __init__(self, context: Context, start: Endpoint, end: Endpoint) -> None:
+        super().__init__(context, [start, end])
+        self.start, self.end = start, end
+        options = context.config.curve
+        self.seed = context.config.seed if options.seed is None else options.seed
+        kind = "bezier" if options.kind is CurveKind.bezier else "chain"
+        self.path = paths.by_name(kind, options.bends + 2)
+
+    @property
+    def label(self) -> str:
+        return f"{self.context.label}-{pair_label(self.start, self.end)}-{self.kind}{self.context.config.curve.bends}"
+
+    @property
+    def kind(self) -> str:
+        return str(self.context.config.curve.kind)
+
+    def fields(self) -> dict[str, Any]:
+        options = self.context.config.curve
+        fields = {"recipe": recipe(options), "kind": self.kind, "bends": options.bends, "seed": self.seed}
+        if not options.fix_start or not options.fix_end:
+            fields["fixed"] = [options.fix_start, options.fix_end]
+        if options.t_sampling is not Sampling.stratified:
+            fields["t_sampling"] = str(options.t_sampling)
+        if options.init_from:
+            file = Path(options.init_from)
+            if not file.is_file():
+                raise UserError(f"curve.init_from: no file {file}; give a curve's checkpoint.safetensors.")
+            fields["init_from"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        return fields
+
+    @property
+    def gradient_steps(self) -> int:  # type: ignore[override]
+        options = self.context.config.curve
+        return options.epochs * steps_per_epoch(len(self.context.data_on_host.train), options.batch_size)
+
+    def compute(self, run: Run) -> None:
+        options = self.context.config.curve
+        net = self.context.net(self.seed)
+        ends = end_points(net, self.start, self.end)
+        control_points = self._initial(net, ends)
+        first, last = int(options.fix_start), len(control_points) - int(options.fix_end)
+        trainer = Trainer(net, self.path, control_points, slice(first, last), self.context.data, options, self.seed,
+                          options.t_sampling)
+        fit(trainer, run, self.context)
+        named = {f"{k}.{name}": value for k, row in enumerate(control_points) for name, value in net.named(row).items()}
+        write_state(run, CHECKPOINT, named, {"path": self.kind, "control_points": str(len(control_points))})
+
+    def control_points(self, net: FlatModule) -> Tensor:
+        """W (K, P) as fitted, on the network's device."""
+        return read_curve(self.result.folder / CHECKPOINT, net, self.kind, self.path.control_points)
+
+    def _initial(self, net: FlatModule, ends: Tensor) -> Tensor:
+        init_from = self.context.config.curve.init_from
+        if init_from:
+            W_kp = read_curve(Path(init_from), net, self.kind, self.path.control_points)
+            W_kp[[0, -1]] = ends
+            return W_kp
+        share = torch.as_tensor(np.linspace(0, 1, self.path.control_points), dtype=ends.dtype, device=ends.device)
+        W_kp = torch.lerp(ends[:1], ends[1:], share[:, None])
+        W_kp[[0, -1]] = ends  # exactly, whatever lerp rounds to
+        return W_kp
+
+
+def read_curve(file: Path, net: FlatModule, kind: str, control_points: int) -> Tensor:
+    """Control points (K, P) from a curve's checkpoint.
+
+    Raises:
+        UserError: the file is of another kind of path, another number of points or another architecture.
+    """
+    state = read_state(file)
+    found = read_metadata(file) if file.suffix == ".safetensors" else {}
+    wanted = {"path": kind, "control_points": str(control_points)}
+    if found != wanted:
+        raise UserError(f"{file} holds {found.get('path', 'no path')} with {found.get('control_points', 'no')} control "
+                        f"points; wanted {kind} with {control_points}: set curve.kind and curve.bends to match.")
+    names = [f"{k}.{name}" for k in range(control_points) for name in net.names]
+    shapes = [shape for _ in range(control_points) for shape in net.shapes]
+    if set(names) != set(state) or any(state[n].shape != s for n, s in zip(names, shapes, strict=True)):
+        raise UserError(f"{file} was fitted to another architecture than this one.")
+    return torch.stack([net.flatten({n: state[f"{k}.{n}"] for n in net.names}) for k in range(control_points)])
+
+
+def end_points(net: FlatModule, start: Endpoint, end: Endpoint) -> Tensor:
+    """The two endpoints' coordinates (2, P).
+
+    Raises:
+        UserError: they are the same point, or differ in parameters that are frozen.
+    """
+    states = [start.state(), end.state()]
+    W_2p = torch.stack([net.flatten(s) for s in states])
+    if torch.equal(W_2p[0], W_2p[1]):
+        raise UserError("the two endpoints are the same point of weight space, so there is no path between them: give two "
+                        "different seeds or checkpoints.")
+    frozen = [n for n, p in net.module.named_parameters() if not p.requires_grad]
+    moved = [n for n in frozen if not torch.equal(states[0][n], states[1][n])]
+    if moved:
+        raise UserError(f"the endpoints differ in {moved[0]}, which the architecture freezes: frozen weights are not "
+                        "coordinates of a path, so they must agree.")
+    return W_2p
+
+
+def pair_label(start: Endpoint, end: Endpoint) -> str:
+    """s0-1 for seeds 0 and 1."""
+    if isinstance(start, TrainedEndpoint) and isinstance(end, TrainedEndpoint):
+        return f"s{start.seed}-{end.seed}"
+    return "files"

@@ -1,0 +1,136 @@
+"""train-endpoints: one trained network a seed, or one taken from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modeconn_cli.errors import UserError
+from modeconn_cli.evaluation import Evaluator
+from modeconn_cli.paths import Point
+from modeconn_cli.runs import Run
+from modeconn_cli.schema import Interpolation, recipe
+from modeconn_cli.stages import Stage
+from modeconn_cli.stages.checkpoints import read_state, write_state
+from modeconn_cli.stages.context import Context
+from modeconn_cli.stages.fitting import fit
+from modeconn_cli.training import Trainer, steps_per_epoch
+from modeconn_cli.weights import FlatModule, matching_state
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Endpoint(Stage):
+    """A network whose directory holds checkpoint.safetensors and, in summary.json, its own metrics."""
+
+    name = "train-endpoints"
+    short_name: str  # for headings
+
+    def state(self) -> dict[str, Tensor]:
+        """Its weights and buffers, on the CPU."""
+        return read_state(self.result.folder / CHECKPOINT)
+
+    def metrics(self) -> dict[str, float]:
+        """train_nll, train_error, test_nll, test_error as measured when it was made."""
+        recorded: dict[str, float] = json.loads((self.result.folder / "summary.json").read_text())["metrics"]
+        return recorded
+
+    def write(self, run: Run, evaluator: Evaluator, net: FlatModule, more: dict[str, Any]) -> None:
+        """Write the checkpoint and its metrics, measured with its own buffers."""
+        scores = evaluator.scores()
+        metrics = {}
+        for split, s in scores.items():
+            metrics[f"{split}_nll"], metrics[f"{split}_error"] = s.means
+        write_state(run, CHECKPOINT, net.state())
+        run.write_json("summary.json", {
+            "metrics": metrics, "splits": {k: split_note(evaluator, k) for k in scores},
+            "parameters": len(net.point), **more,
+        })
+
+
+class TrainedEndpoint(Endpoint):
+    """Trained from initialisation; its BatchNorm statistics are then re-estimated on clean training data."""
+
+    def __init__(self, context: Context, seed: int) -> None:
+        super().__init__(context)
+        options = context.config.endpoints
+        self.seed = seed
+        self.short_name = f"seed {seed}"
+        self.init_seed = seed if options.init_seed is None else options.init_seed
+        self.data_seed = seed if options.data_seed is None else options.data_seed
+
+    @property
+    def label(self) -> str:
+        return f"{self.context.label}-s{self.seed}"
+
+    def fields(self) -> dict[str, Any]:
+        options = self.context.config.endpoints
+        keep = {k: sorted(set(getattr(options, k))) for k in ("keep_epochs", "keep_steps") if getattr(options, k)}
+        return {**self.context.task_fields(), "recipe": recipe(options), "init_seed": self.init_seed,
+                "data_seed": self.data_seed, **keep}
+
+    @property
+    def gradient_steps(self) -> int:  # type: ignore[override]
+        options = self.context.config.endpoints
+        return options.epochs * steps_per_epoch(len(self.context.data_on_host.train), options.batch_size)
+
+    def compute(self, run: Run) -> None:
+        options = self.context.config.endpoints
+        net = self.context.net(self.init_seed)
+        trainer = Trainer(net, Point(), net.point[None], slice(0, 1), self.context.data, options, self.data_seed)
+        kept = {e * trainer.steps_per_epoch: f"checkpoint-epoch{e}.safetensors" for e in options.keep_epochs}
+        kept |= {s: f"checkpoint-step{s}.safetensors" for s in options.keep_steps if s not in kept}
+        late = [s for s in kept if s > trainer.total_steps]
+        if late:
+            raise UserError(f"endpoints.keep_steps={late} lies after the last step, {trainer.total_steps}.")
+
+        def keep(t: Trainer) -> None:
+            if t.step in kept:
+                write_state(run, kept[t.step], net.state())
+
+        fit(trainer, run, self.context, keep)
+        evaluator = self.context.evaluator(net, Interpolation())
+        evaluator.reestimate()
+        self.write(run, evaluator, net, {"seed": self.seed, "init_seed": self.init_seed, "data_seed": self.data_seed,
+                                         "gradient_steps": trainer.total_steps})
+
+
+class ImportedEndpoint(Endpoint):
+    """A network from a file, as it is there: weights and buffers."""
+
+    def __init__(self, context: Context, file: str) -> None:
+        super().__init__(context)
+        self.file = Path(file)
+        self.short_name = self.file.name
+        if not self.file.is_file():
+            raise UserError(f"endpoints.checkpoints: no file {file}; give paths of .pt or .safetensors files.")
+
+    @property
+    def label(self) -> str:
+        return f"{self.context.label}-file"
+
+    def fields(self) -> dict[str, Any]:
+        return {**self.context.task_fields(), "file": hashlib.sha256(self.file.read_bytes()).hexdigest()}
+
+    def check(self) -> None:
+        """Raise UserError now, before anything is written, for a file that does not fit."""
+        matching_state(self.context.module(), read_state(self.file), str(self.file))
+
+    def compute(self, run: Run) -> None:
+        net = self.context.net(0)
+        state = matching_state(net.module, read_state(self.file), str(self.file))
+        with torch.no_grad():
+            net.module.load_state_dict(state)
+        self.write(run, self.context.evaluator(net, Interpolation()), net, {"file": str(self.file)})
+
+
+def split_note(evaluator: Evaluator, key: str) -> dict[str, Any]:
+    """What a split of the results is: its name, clean examples, how many, whole or the first ones."""
+    split = evaluator.splits[key]
+    whole = len(evaluator.data.train if key == "train" else evaluator.data.test)
+    return {"split": split.name, "examples": len(split), "whole": len(split) == whole, "augmented": False}

@@ -1,0 +1,102 @@
+"""plot: every path between two endpoints in one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from modeconn_cli import runs
+from modeconn_cli.errors import UserError
+from modeconn_cli.report.plots import draw
+from modeconn_cli.report.tables import heading, read_path
+from modeconn_cli.runs import Found, Identity, Run
+from modeconn_cli.stages import Stage
+from modeconn_cli.stages.context import Context
+from modeconn_cli.stages.curve import pair_label
+from modeconn_cli.stages.measure import MeasuredPath
+
+MEASURED = ("interpolate", "evaluate")
+
+
+class Plot(Stage):
+    """plot.png and plot.svg of measured paths that share their endpoints."""
+
+    name = "plot"
+
+    def __init__(self, context: Context, paths: Sequence[MeasuredPath]) -> None:
+        super().__init__(context, paths)
+        self.paths = list(paths)
+
+    @property
+    def label(self) -> str:
+        return f"{self.context.label}-{pair_label(self.paths[0].start, self.paths[0].end)}"
+
+    def fields(self) -> dict[str, Any]:
+        return {}
+
+    def compute(self, run: Run) -> None:
+        draw_into(run, [p.result.folder for p in self.paths])
+
+
+def draw_into(run: Run, folders: Sequence[Path]) -> None:
+    """Write plot.png and plot.svg of measured paths into a run directory."""
+    with run.writing("plot.png") as png, run.writing("plot.svg") as svg:
+        write_figure(folders, png, "png")
+        write_figure(folders, svg, "svg")
+
+
+def write_figure(folders: Sequence[Path], file: Path, kind: str) -> None:
+    """Draw measured paths into a file, the same bytes for the same figures."""
+    paths = [read_path(folder) for folder in folders]
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    draw(paths, heading(paths)).savefig(file, format=kind, dpi=200, metadata=metadata)
+
+
+def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Path]:
+    """Draw the measured paths that a person means; the files drawn.
+
+    Raises:
+        UserError: no such run, nothing measured between its endpoints, or an unknown kind of file.
+    """
+    if output is not None and output.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--output {output}: end it in .png, .svg or .pdf.")
+    measured = [r for r in runs.find_all(root) if r.stage in MEASURED and r.status == "done"]
+    if not measured:
+        raise UserError(f"nothing has been measured under {root}/ yet: `modeconn fit-curve` or `modeconn interpolate` first.")
+    if len(wanted) > 1:
+        chosen = [runs.require_done(runs.find(root, w)) for w in wanted]
+        unmeasured = [str(r.folder) for r in chosen if r.stage not in MEASURED]
+        if unmeasured:
+            raise UserError(f"{unmeasured[0]} is not a measured path; several runs must each be of {' or '.join(MEASURED)}.")
+    else:
+        origin = runs.find(root, wanted[0]) if wanted else measured[-1]
+        ends = endpoints_of(origin)
+        newest = {r.name: r for r in measured if endpoints_of(r) == ends}  # the last version of each
+        chosen = sorted(newest.values(), key=lambda r: (r.stage != "interpolate", r.name))
+        if not chosen or not ends:
+            raise UserError(f"{origin.folder}: no path between its endpoints has been measured; `modeconn fit-curve` does it.")
+    folders = [r.folder for r in chosen]
+    if output is not None:
+        with runs.writable(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_figure(folders, output, output.suffix[1:])
+        return [output]
+    label = chosen[0].name.rsplit("-", 2)[0]
+    identity = Identity(Plot.name, Plot.VERSION, label, {}, [r.digest for r in chosen])
+    with runs.claim(identity, root, False, lambda _: None) as run:
+        if run.status != "cached":
+            with runs.writable(run.folder):
+                draw_into(run, folders)
+                run.write_json("provenance.json", runs.provenance(runs.command_line(), [Run(f, "cached", "") for f in folders], {}))
+                run.finish()
+    return [run.folder / "plot.png", run.folder / "plot.svg"]
+
+
+def endpoints_of(run: Found) -> tuple[str, ...]:
+    """The digests of the endpoints that a run's results stand on, in order."""
+    if run.stage == "train-endpoints":
+        return (run.digest,)
+    upstream = [Found(Path(folder)) for folder in run.read("provenance.json").get("upstream", [])]
+    found = [d for u in upstream for d in endpoints_of(u)]
+    return tuple(dict.fromkeys(found))

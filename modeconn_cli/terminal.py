@@ -1,0 +1,150 @@
+"""What a person sees: progress and stage lines on stderr, result tables on stdout."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from modeconn_cli.evaluation.barriers import CONVENTIONS
+from modeconn_cli.runs import Run
+
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+STATUS_STYLE = {"run": "yellow", "resume": "cyan", "cached": "green", "done": "green", "unfinished": "cyan"}
+
+
+class TerminalReporter:
+    """A line for each stage as it ends, and a bar with the live loss while it works; silent when quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self._stage = ""
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._told = 0.0
+
+    def begin(self, stage: str, run: Run) -> None:
+        self._stage = stage
+        self._told = time.monotonic()
+        if self.quiet or run.status == "cached":
+            return
+        err.print(f"[{STATUS_STYLE[run.status]}]{run.status:>7}[/] {stage} [dim]({run.why})[/]")
+        if err.is_terminal:
+            self._bar = Progress(TextColumn("        "), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn(),
+                                 TextColumn("{task.description}"), console=err, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=None)
+
+    def progress(self, done: int, total: int, note: str) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, description=note)
+        elif not self.quiet and time.monotonic() - self._told > 30:  # a log file wants a line now and then, not a bar
+            self._told = time.monotonic()
+            err.print(f"        {self._stage}: {done}/{total} {note}")
+
+    def end(self, stage: str, run: Run, seconds: float) -> None:
+        self.close()
+        if self.quiet:
+            return
+        if run.status == "cached":
+            err.print(f"[green] cached[/] {stage} [dim]({run.why})[/]")
+        else:
+            err.print(f"[green]   done[/] {stage} [dim]in {seconds:.1f} s[/]")
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            err.print(f"        {line}")
+
+    def close(self) -> None:
+        """Take the bar down, whatever happened."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+
+
+def show_plan(rows: Sequence[dict[str, Any]], parameters: int) -> None:
+    """The stages of a --dry-run."""
+    table = Table(title="Plan", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for name in ("stage", "status", "why", "gradient steps", "directory"):
+        table.add_column(name, justify="right" if name == "gradient steps" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(row["stage"], f"[{STATUS_STYLE[row['status']]}]{row['status']}[/]", row["why"],
+                      f"{row['gradient_steps']:,}", row["directory"])
+    out.print(table)
+    steps = sum(r["gradient_steps"] for r in rows)
+    out.print(f"{parameters:,} parameters; {steps:,} gradient steps at most; nothing was written.")
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """Endpoints, barriers with their intervals, verdicts, and where everything is."""
+    if result["endpoints"]:
+        table = Table(title="Endpoints", title_justify="left", box=None, header_style="bold", pad_edge=False)
+        for name in ("endpoint", "train nll", "train error %", "test nll", "test error %"):
+            table.add_column(name, justify="left" if name == "endpoint" else "right")
+        for e in result["endpoints"]:
+            table.add_row(e["name"], f"{e['train_nll']:.4f}", f"{e['train_error']:.2f}", f"{e['test_nll']:.4f}",
+                          f"{e['test_error']:.2f}")
+        out.print(table)
+    if result["barriers"]:
+        out.print()
+        out.print(barrier_table(result["barriers"]))
+        out.print()
+        for v in result["verdicts"]:
+            colour = {"yes": "green", "no": "red", "undecided": "yellow"}[v["connected"]]
+            out.print(f"[{colour}]{v['sentence']}[/]")
+    out.print()
+    for row in result["stages"]:
+        if row["stage"] in ("interpolate", "evaluate"):
+            out.print(f"{row['directory']}/path.csv", soft_wrap=True)
+        elif row["stage"] == "train-endpoints" and not result["barriers"]:
+            out.print(f"{row['directory']}/checkpoint.safetensors", soft_wrap=True)
+    if result["plot"]:
+        out.print(f"picture: {result['plot']}", soft_wrap=True)
+
+
+def barrier_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Every path's ends, highest value and barriers by convention, with intervals."""
+    table = Table(title="Barriers, with bootstrap intervals", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for name in ("metric", "path", "start", "end", "max", *CONVENTIONS):
+        table.add_column(name, justify="left" if name in ("metric", "path") else "right")
+    last = ""
+    for row in rows:
+        digits = 2 if row["metric"].endswith("error") else 4
+        ends = [f"{row[k]:.{digits}f}" for k in ("start", "end", "max")]
+        cells = [_interval(row[c], digits) for c in CONVENTIONS]
+        table.add_row(row["metric"] if row["metric"] != last else "", row["path"], *ends, *cells)
+        last = row["metric"]
+    return table
+
+
+def show_sweep(jobs: Sequence[dict[str, Any]]) -> None:
+    """One line a job of a --multirun."""
+    table = Table(title="Sweep", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    columns = ("overrides", "path", "train-loss barrier", "test-error barrier", "connected")
+    for name in columns:
+        table.add_column(name, justify="right" if "barrier" in name else "left", overflow="fold")
+    for job in jobs:
+        what = " ".join(job["overrides"])
+        if "error" in job:
+            table.add_row(what, f"[red]{job['error']}[/]")
+        for path in [r["path"] for r in job.get("barriers", []) if r["metric"] == "train_loss"]:
+            rows = {r["metric"]: r for r in job["barriers"] if r["path"] == path}
+            verdict = next(v for v in job["verdicts"] if v["path"] == path)
+            table.add_row(what, path, _interval(rows["train_loss"]["above_line"], 4),
+                          _interval(rows["test_error"]["above_line"], 2), verdict["connected"])
+            what = ""
+        if "barriers" in job and not job["barriers"]:
+            for e in job["endpoints"]:
+                table.add_row(what, e["name"], "", "", f"test error {e['test_error']:.2f}%")
+                what = ""
+    out.print(table)
+
+
+def _interval(value: dict[str, float], digits: int) -> str:
+    return f"{value['value']:.{digits}f} [dim]\\[{value['low']:.{digits}f}, {value['high']:.{digits}f}][/]"

@@ -1,0 +1,121 @@
+"""A network's weights as one point of R^P: a flat vector that the module's parameters are views into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from modeconn_cli.errors import UserError
+
+
+class FlatModule:
+    """A module whose trainable parameters lie side by side in one vector.
+
+    Coordinates are the parameters that require gradients, in the module's own order, tied ones once. Frozen
+    parameters and buffers are not coordinates.
+
+    Attributes:
+        point: (P,) the coordinates; writing to it moves the network.
+        gradient: (P,) where :meth:`differentiate` leaves the gradient.
+        channels_last: whether image batches are laid out NHWC in memory before they enter.
+    """
+
+    def __init__(self, module: nn.Module, channels_last: bool = False) -> None:
+        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        if not named:
+            raise UserError("this network has no trainable parameters, so there is no weight space to move in.")
+        kinds = {(p.dtype, p.device) for _, p in named}
+        if len(kinds) > 1:
+            raise UserError(f"parameters must share one type and device; found {sorted(map(str, kinds))}.")
+        self.module = module
+        self.channels_last = channels_last
+        self.names = [n for n, _ in named]
+        self.parameters = [p for _, p in named]
+        self.shapes = [p.shape for p in self.parameters]
+        self.sizes = [p.numel() for p in self.parameters]
+        self.point = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        self.gradient = torch.zeros_like(self.point)
+        self._gradient_views = self.views(self.gradient)
+        self.bind(self.point)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of a float batch (N, ...)."""
+        if self.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.module(x)
+        return logits
+
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """One view into a (P,) vector for each parameter, of that parameter's shape."""
+        return [part.view(shape) for part, shape in zip(vector.split(self.sizes), self.shapes, strict=True)]
+
+    def bind(self, vector: Tensor) -> None:
+        """Make a (P,) vector the network's point, without copying it: moving either moves the other."""
+        for parameter, view in zip(self.parameters, self.views(vector), strict=True):
+            parameter.data = view
+        self.point = vector
+
+    def differentiate(self, loss: Tensor) -> Tensor:
+        """The (P,) gradient of a scalar loss at the point; zero for a parameter the loss does not depend on."""
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        used = [(v, g) for v, g in zip(self._gradient_views, gradients, strict=True) if g is not None]
+        if len(used) < len(gradients):
+            self.gradient.zero_()
+        torch._foreach_copy_([v for v, _ in used], [g for _, g in used])
+        return self.gradient
+
+    def named(self, vector: Tensor) -> dict[str, Tensor]:
+        """The parts of a (P,) vector by parameter name."""
+        return dict(zip(self.names, self.views(vector), strict=True))
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the module is, by its own names: coordinates, frozen parameters and buffers, copied."""
+        return {k: v.detach().clone() for k, v in self.module.state_dict().items()}
+
+    def rest(self) -> dict[str, Tensor]:
+        """The part of :meth:`state` that is not coordinates: buffers and frozen parameters."""
+        return {k: v for k, v in self.state().items() if k not in self._coordinate_keys()}
+
+    def load_rest(self, rest: Mapping[str, Tensor]) -> None:
+        """Set buffers and frozen parameters from a dict with the keys of :meth:`rest`."""
+        own = self.module.state_dict()
+        for key, value in rest.items():
+            own[key].copy_(value)
+
+    def flatten(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The (P,) point of a state as :meth:`state` gives it, on this module's device."""
+        parts = [state[n].to(self.point.device, self.point.dtype).reshape(-1) for n in self.names]
+        return torch.cat(parts)
+
+    def _coordinate_keys(self) -> set[str]:
+        return {n for n, p in self.module.named_parameters(remove_duplicate=False) if p.requires_grad}
+
+
+def matching_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """A state that fits a module, or the first reason why it does not.
+
+    Raises:
+        UserError: naming ``where`` and the missing, unexpected, wrongly shaped or non-finite tensor.
+    """
+    own = module.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in own]
+    if missing:
+        raise UserError(f"{where} lacks {_listed(missing)} that the network has: is it of this architecture?")
+    if extra:
+        raise UserError(f"{where} holds {_listed(extra)} that the network has not: is it of this architecture?")
+    fitted = {}
+    for key, target in own.items():
+        value = state.get(key, target)
+        if value.shape != target.shape:
+            raise UserError(f"{where}: {key} has shape {tuple(value.shape)}, the network's is {tuple(target.shape)}.")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{where}: {key} holds NaN or infinite values; the training that made it diverged.")
+        fitted[key] = value.to(target.dtype)
+    return fitted
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
