@@ -19,19 +19,19 @@ CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
 ABOUT = """Are separately trained networks joined in weight space by paths of low loss?
 
-[bold]modeconn fit-curve[/bold] trains two networks that differ in their seed, measures the straight line between
-them, bends a curve around the barrier, and says with intervals whether each path joins them. Everything is
-written to outputs/, and nothing is computed twice.
+[bold]modeconn fit-curve[/] trains two networks that differ in their seed, measures the straight line between them, \
+bends a curve around the barrier, and says with intervals whether each path joins them. Results go to outputs/; \
+nothing is computed twice.
 
-Any setting is changed by an override after the command, in Hydra's syntax:
+Settings are changed by overrides after the command, in Hydra's syntax:
 
-    modeconn fit-curve dataset=fashion_mnist architecture=resnet20 endpoints.epochs=10
-    modeconn fit-curve --multirun seed=0,1,2,3
-    modeconn fit-curve architecture=custom architecture.target=my_nets.py:build
-    modeconn interpolate endpoints.checkpoints='[a.pt,b.pt]' dataset=arrays dataset.path=data.npz
+  modeconn fit-curve dataset=fashion_mnist curve.bends=2
+  modeconn fit-curve --multirun seed=0,1,2,3
+  modeconn fit-curve architecture=custom architecture.target=nets.py:Net
+  modeconn interpolate 'endpoints.checkpoints=\\[a.pt,b.pt]'
 
-See every setting: [bold]modeconn fit-curve --cfg job[/bold]. What would run: [bold]--dry-run[/bold]. Completion:
-eval "$(modeconn completion bash)".
+Every setting: [bold]modeconn fit-curve --cfg job[/]. What would run: [bold]--dry-run[/]. \
+Completion: [bold]eval "$(modeconn completion bash)"[/].
 """
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False, help=ABOUT,

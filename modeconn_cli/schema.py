@@ -124,8 +124,8 @@ class Architecture:
 
 @dataclass
 class MLP(Architecture):
-    width: int = option(256, "Units of every hidden layer.", ge=1)
-    depth: int = option(2, "Hidden layers; a network of n linear layers has n - 1.", ge=0)
+    width: int = option(128, "Units of every hidden layer.", ge=1)
+    depth: int = option(3, "Hidden layers; a network of n linear layers has n - 1.", ge=0)
     activation: Activation = option(Activation.relu, "Non-linearity after every hidden layer.")
 
 
@@ -219,7 +219,7 @@ class Precision(Name):
 
 @dataclass
 class Training:
-    epochs: int = option(30, "Passes over the training split.", ge=1)
+    epochs: int = option(60, "Passes over the training split.", ge=1)
     batch_size: int = option(128, "Examples of a step; the last short batch of an epoch is used too.", ge=1)
     optimizer: Optimizer = option(Optimizer.sgd, "sgd, adam or adamw.")
     lr: float = option(0.05, "Peak learning rate.", gt=0)
@@ -259,6 +259,7 @@ class Sampling(Name):
 
 @dataclass
 class Curve(Training):
+    epochs: int = option(100, "Passes over the training split.", ge=1)
     kind: CurveKind = option(CurveKind.bezier, "bezier (of degree bends + 1) or chain (polygonal).")
     bends: int = option(1, "Control points between the ends.", ge=1)
     fix_start: bool = option(True, "Hold the start where its endpoint is; false trains it too.")

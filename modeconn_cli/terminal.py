@@ -71,14 +71,17 @@ class TerminalReporter:
 def show_plan(rows: Sequence[dict[str, Any]], parameters: int) -> None:
     """The stages of a --dry-run."""
     table = Table(title="Plan", title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for name in ("stage", "status", "why", "gradient steps", "directory"):
-        table.add_column(name, justify="right" if name == "gradient steps" else "left", overflow="fold")
+    for name in ("stage", "status", "why", "gradient steps"):
+        table.add_column(name, justify="right" if name == "gradient steps" else "left")
     for row in rows:
-        table.add_row(row["stage"], f"[{STATUS_STYLE[row['status']]}]{row['status']}[/]", row["why"],
-                      f"{row['gradient_steps']:,}", row["directory"])
+        table.add_row(f"{row['stage']} {row['name']}", f"[{STATUS_STYLE[row['status']]}]{row['status']}[/]", row["why"],
+                      f"{row['gradient_steps']:,}")
     out.print(table)
+    out.print()
+    for row in rows:
+        out.print(row["directory"], soft_wrap=True)
     steps = sum(r["gradient_steps"] for r in rows)
-    out.print(f"{parameters:,} parameters; {steps:,} gradient steps at most; nothing was written.")
+    out.print(f"\n{parameters:,} parameters; {steps:,} gradient steps at most; nothing was written.")
 
 
 def show_result(result: dict[str, Any]) -> None:
@@ -109,17 +112,23 @@ def show_result(result: dict[str, Any]) -> None:
 
 
 def barrier_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Every path's ends, highest value and barriers by convention, with intervals."""
-    table = Table(title="Barriers, with bootstrap intervals", title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for name in ("metric", "path", "start", "end", "max", *CONVENTIONS):
-        table.add_column(name, justify="left" if name in ("metric", "path") else "right")
-    last = ""
-    for row in rows:
-        digits = 2 if row["metric"].endswith("error") else 4
-        ends = [f"{row[k]:.{digits}f}" for k in ("start", "end", "max")]
-        cells = [_interval(row[c], digits) for c in CONVENTIONS]
-        table.add_row(row["metric"] if row["metric"] != last else "", row["path"], *ends, *cells)
-        last = row["metric"]
+    """A column a path; for each metric its ends, its highest value, and the barrier by every convention."""
+    titles = list(dict.fromkeys(r["path"] for r in rows))
+    by_place = {(r["metric"], r["path"]): r for r in rows}
+    table = Table(title="Barriers, with bootstrap intervals", title_justify="left", box=None, header_style="bold", pad_edge=False,
+                  collapse_padding=True, padding=(0, 2))
+    table.add_column("")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for metric in dict.fromkeys(r["metric"] for r in rows):
+        digits = 2 if metric.endswith("error") else 4
+        here = [by_place[metric, title] for title in titles]
+        unit = " (%)" if metric.endswith("error") else ""
+        table.add_row(f"[bold]{metric.replace('_', ' ')}{unit}[/]")
+        table.add_row("  ends", *(f"{r['start']:.{digits}f}, {r['end']:.{digits}f}" for r in here))
+        table.add_row("  maximum", *(f"{r['max']:.{digits}f}" for r in here))
+        for name in CONVENTIONS:
+            table.add_row(f"  {name}", *(_interval(r[name], digits) for r in here))
     return table
 
 

@@ -18,14 +18,19 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 EXACT = 2**53  # beyond this a float no longer holds every integer
 
 
+def _refused(message: str) -> UserError:
+    """In one line, whatever names and labels the file brought into the message."""
+    return UserError(" ".join(message.split()))
+
+
 def find(dataset: Arrays) -> Path:
     if not dataset.path:
-        raise UserError(f"dataset.path is empty: give a .npz or .safetensors file with {', '.join(KEYS)}")
+        raise _refused(f"dataset.path is empty: give a .npz or .safetensors file with {', '.join(KEYS)}")
     path = Path(dataset.path).expanduser()
     if path.suffix not in (".npz", ".safetensors"):
-        raise UserError(f"dataset.path={path}: .npz and .safetensors files are read; save the arrays as one")
+        raise _refused(f"dataset.path={path}: .npz and .safetensors files are read; save the arrays as one")
     if not path.is_file():
-        raise UserError(f"dataset.path={path}: no such file; paths are relative to the working directory")
+        raise _refused(f"dataset.path={path}: no such file; paths are relative to the working directory")
     return path
 
 
@@ -38,7 +43,7 @@ def read(dataset: Arrays) -> Raw:
     found = _npz(path) if path.suffix == ".npz" else _safetensors(path)
     wanted = KEYS if "x_test" in found or "y_test" in found else KEYS[:2]
     if missing := [k for k in wanted if k not in found]:
-        raise UserError(
+        raise _refused(
             f"{path}: no {' or '.join(missing)} in it; wanted {', '.join(KEYS)}, "
             f"found {', '.join(found) or 'nothing'}; rename the arrays"
         )
@@ -46,19 +51,19 @@ def read(dataset: Arrays) -> Raw:
     for split in splits:
         x, y = found[f"x_{split}"], found[f"y_{split}"]
         if x.ndim == 0 or y.ndim == 0 or x.size == 0 or y.size == 0:
-            raise UserError(f"{path}: x_{split} {x.shape} or y_{split} {y.shape} is empty; add examples")
+            raise _refused(f"{path}: x_{split} {x.shape} or y_{split} {y.shape} is empty; add examples")
         if len(x) != len(y):
-            raise UserError(f"{path}: x_{split} holds {len(x)} examples, y_{split} {len(y)}; make them equal")
+            raise _refused(f"{path}: x_{split} holds {len(x)} examples, y_{split} {len(y)}; make them equal")
     xs = [_inputs(found[f"x_{split}"], f"{path}: x_{split}", dataset.channels) for split in splits]
     ys, classes = _labels([found[f"y_{split}"] for split in splits], path)
     if len(xs) == 1:
         return Raw(xs[0], ys[0], None, None, classes)
     if xs[0].dtype != xs[1].dtype:
         types = f"x_train is {found['x_train'].dtype} and x_test {found['x_test'].dtype}"
-        raise UserError(f"{path}: {types}: only uint8 is scaled by 1/255; store both alike")
+        raise _refused(f"{path}: {types}: only uint8 is scaled by 1/255; store both alike")
     if xs[0].shape[1:] != xs[1].shape[1:]:
         shapes = [tuple(x.shape[1:]) for x in xs]
-        raise UserError(f"{path}: examples are {shapes[0]} in x_train, {shapes[1]} in x_test; use one shape")
+        raise _refused(f"{path}: examples are {shapes[0]} in x_train, {shapes[1]} in x_test; use one shape")
     return Raw(xs[0], ys[0], xs[1], ys[1], classes)
 
 
@@ -72,9 +77,8 @@ def _npz(path: Path) -> dict[str, NDArray[Any]]:
             return {k: archive[k] if k in KEYS else np.empty(0) for k in archive.files}
     except Exception as error:  # a damaged archive can raise anything
         hint = "convert object arrays to numbers" if "bject arrays" in str(error) else "write the file again"
-        raise UserError(
-            f"{path}: cannot be read as .npz ({path.stat().st_size} bytes): "
-            f"{' '.join(str(error).split())}; {hint}"
+        raise _refused(
+            f"{path}: cannot be read as .npz ({path.stat().st_size} bytes): {error}; {hint}"
         ) from error
 
 
@@ -89,9 +93,9 @@ def _safetensors(path: Path) -> dict[str, NDArray[Any]]:
         with safe_open(path, framework="pt") as archive:
             return {k: array(archive.get_tensor(k)) if k in KEYS else np.empty(0) for k in archive.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(
+        raise _refused(
             f"{path}: cannot be read as .safetensors ({path.stat().st_size} bytes): "
-            f"{' '.join(str(error).split())}; write the file again"
+            f"{error}; write the file again"
         ) from error
 
 
@@ -101,14 +105,14 @@ _NUMPY = (torch.float16, torch.float32, torch.float64)
 def _inputs(x: NDArray[Any], what: str, channels: Channels) -> Tensor:
     """uint8 kept, every other number as float32; channels moved to the second dimension."""
     if x.dtype.kind not in "biuf":
-        raise UserError(f"{what} is {x.dtype}; numbers are read (bool, integer or float); convert it")
+        raise _refused(f"{what} is {x.dtype}; numbers are read (bool, integer or float); convert it")
     if x.dtype != np.uint8:
         if x.dtype.kind == "f" and not np.isfinite(x).all():
-            raise UserError(f"{what} holds NaN or infinity; remove or replace those examples")
+            raise _refused(f"{what} holds NaN or infinity; remove or replace those examples")
         with np.errstate(over="ignore"):
             narrow = x.astype(np.float32)
         if not np.isfinite(narrow).all():
-            raise UserError(f"{what} holds {x.dtype} values too large for float32; rescale it")
+            raise _refused(f"{what} holds {x.dtype} values too large for float32; rescale it")
         x = narrow
     if x.ndim in (1, 3):
         x = x[:, None]
@@ -133,12 +137,12 @@ def _labels(ys: list[NDArray[Any]], path: Path) -> tuple[list[Tensor], int]:
             columns.add(0)
             plain.append(_comparable(values, f"{path}: {name}"))
         else:
-            raise UserError(f"{path}: {name} has shape {y.shape}; give one label an example, or one-hot rows")
+            raise _refused(f"{path}: {name} has shape {y.shape}; give one label an example, or one-hot rows")
     if len(columns) > 1 or len({values.dtype.kind for values in plain}) > 1:
-        raise UserError(f"{path}: y_train and y_test hold labels of different kinds; store both alike")
+        raise _refused(f"{path}: y_train and y_test hold labels of different kinds; store both alike")
     seen = np.unique(np.concatenate(plain))
     if len(seen) < 2:
-        raise UserError(f"{path}: every label is {seen[0]}; a classifier needs two classes or more")
+        raise _refused(f"{path}: every label is {seen[0]}; a classifier needs two classes or more")
     if one_hot := columns.pop():
         return [tensor(values) for values in plain], one_hot
     return [tensor(np.searchsorted(seen, values).astype(np.int64)) for values in plain], len(seen)
@@ -147,7 +151,7 @@ def _labels(ys: list[NDArray[Any]], path: Path) -> tuple[list[Tensor], int]:
 def _decoded(y: NDArray[Any], what: str) -> NDArray[np.int64]:
     numbers = y.dtype.kind in "biuf"
     if not numbers or not (((y == 0) | (y == 1)).all() and (y.sum(axis=1, dtype=np.float64) == 1).all()):
-        raise UserError(
+        raise _refused(
             f"{what} has shape {y.shape} but its rows are not one-hot (a single 1, the rest 0); "
             "give one label an example, or one-hot rows"
         )
@@ -160,9 +164,9 @@ def _comparable(y: NDArray[Any], what: str) -> NDArray[Any]:
         return y
     if y.dtype.kind == "f":
         if not np.isfinite(y).all() or (y != np.round(y)).any():
-            raise UserError(f"{what} holds numbers that are not integers; give class labels")
+            raise _refused(f"{what} holds numbers that are not integers; give class labels")
     elif y.dtype.kind not in "biu":
-        raise UserError(f"{what} is {y.dtype}; labels are integers, booleans, text or one-hot rows; convert")
+        raise _refused(f"{what} is {y.dtype}; labels are integers, booleans, text or one-hot rows; convert")
     if y.dtype.kind != "b" and (np.abs(y.astype(np.float64)) >= EXACT).any():
-        raise UserError(f"{what} holds labels beyond 2^53; number the classes from 0")
+        raise _refused(f"{what} holds labels beyond 2^53; number the classes from 0")
     return y.astype(np.int64)

@@ -34,12 +34,13 @@ def barrier_rows(paths: list[PathResult]) -> list[dict[str, Any]]:
 def verdict_sentence(path: PathResult) -> str:
     """The verdict on one path in a sentence, with its interval and its convention."""
     v = path.summary["verdict"]
-    how = {"yes": "joins the endpoints", "no": "does not join the endpoints", "undecided": "may or may not join the endpoints"}
+    how = {"yes": "joins", "no": "does not join", "undecided": "may or may not join"}[v["connected"]]
+    sign = {"yes": "below", "no": "not below", "undecided": "against"}[v["connected"]]
     level = round(100 * path.summary["intervals"]["confidence"])
     loss = path.summary["barriers"]["train_loss"]["above_line"]
-    return (f"The {path.title.split(',')[0]} {how[v['connected']]}: test-error barrier {v['value']:.2f} points "
-            f"[{v['low']:.2f}, {v['high']:.2f}] {'<' if v['connected'] == 'yes' else 'against'} {v['below']:g}, train-loss "
-            f"barrier {loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}] (above_line, {level}% intervals).")
+    return (f"The {path.title.split(',')[0]} {how} {path.summary['task']['endpoints']}: test-error barrier {v['value']:.2f} points "
+            f"[{v['low']:.2f}, {v['high']:.2f}], {sign} {v['below']:g}; train-loss barrier {loss['value']:.4f} "
+            f"[{loss['low']:.4f}, {loss['high']:.4f}] (above_line, {level}% intervals).")
 
 
 def heading(paths: list[PathResult]) -> str:

@@ -201,7 +201,8 @@ class MeasuredCurve(MeasuredPath):
     @property
     def title(self) -> str:  # type: ignore[override]
         bends = self.context.config.curve.bends
-        return f"{self.curve.kind}, {bends} bend{'s' if bends > 1 else ''}"
+        kind = {"bezier": "Bezier curve", "chain": "polygonal chain"}[self.curve.kind]
+        return f"{kind}, {bends} bend{'s' if bends > 1 else ''}"
 
     @property
     def label(self) -> str:
