@@ -19,22 +19,41 @@ from modeconn_cli.terminal import STATUS_STYLE, barrier_table, out
 def list_runs(root: Path, match: str, as_json: bool) -> None:
     """Every run whose stage, name or digest contains a text."""
     found = [r for r in runs.find_all(root) if match in f"{r.stage}/{r.name}"]
-    rows = [{"stage": r.stage, "name": r.name, "version": r.version, "status": r.status, "bytes": r.size(),
-             "modified": time.strftime("%Y-%m-%d %H:%M", time.localtime(r.folder.stat().st_mtime)),
-             "result": _gist(r), "directory": str(r.folder)} for r in found]
+    rows: list[dict[str, Any]] = [
+        {
+            "stage": r.stage,
+            "name": r.name,
+            "version": r.version,
+            "status": r.status,
+            "bytes": r.size(),
+            "modified": time.strftime("%Y-%m-%d %H:%M", time.localtime(r.folder.stat().st_mtime)),
+            "result": _gist(r),
+            "directory": str(r.folder),
+        }
+        for r in found
+    ]
     if as_json:
         print(json.dumps({"runs": rows}, indent=2))
         return
     if not rows:
-        out.print(f"no runs{f' with {match!r} in their name' if match else ''} under {root}/; `modeconn fit-curve` makes some.")
+        out.print(
+            f"no runs{f' with {match!r} in their name' if match else ''} under {root}/; "
+            "`modeconn fit-curve` makes some."
+        )
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("stage", "run", "status", "size", "modified", "result"):
         table.add_column(name, justify="right" if name == "size" else "left", overflow="fold")
     for row in rows:
         status = row["status"]
-        table.add_row(row["stage"], f"{row['name']}/{row['version']}", f"[{STATUS_STYLE.get(status, 'red')}]{status}[/]",
-                      _bytes(row["bytes"]), row["modified"], row["result"])
+        table.add_row(
+            row["stage"],
+            f"{row['name']}/{row['version']}",
+            f"[{STATUS_STYLE.get(status, 'red')}]{status}[/]",
+            _bytes(row["bytes"]),
+            row["modified"],
+            row["result"],
+        )
     out.print(table)
 
 
@@ -44,13 +63,26 @@ def show_run(root: Path, wanted: str, as_json: bool) -> None:
     summary, provenance = run.read("summary.json"), run.read("provenance.json")
     files = {p.name: p.stat().st_size for p in sorted(run.folder.iterdir()) if p.is_file()}
     if as_json:
-        content = {"directory": str(run.folder), "status": run.status, "summary": summary, "provenance": provenance, "files": files}
+        content = {
+            "directory": str(run.folder),
+            "status": run.status,
+            "summary": summary,
+            "provenance": provenance,
+            "files": files,
+        }
         print(json.dumps(content, indent=2))
         return
     out.print(f"[bold]{run.stage}[/] {run.name}/{run.version} [{STATUS_STYLE.get(run.status, 'red')}]{run.status}[/]")
     if "barriers" in summary:
-        rows = [{"metric": m, "path": summary["path"], **{k: summary["columns"][m][k] for k in ("start", "end", "max")}, **b}
-                for m, b in summary["barriers"].items()]
+        rows: list[dict[str, Any]] = [
+            {
+                "metric": m,
+                "path": summary["path"],
+                **{k: summary["columns"][m][k] for k in ("start", "end", "max")},
+                **b,
+            }
+            for m, b in summary["barriers"].items()
+        ]
         out.print(barrier_table(rows))
     elif "metrics" in summary:
         for key, value in summary["metrics"].items():
@@ -67,8 +99,11 @@ def compare_runs(root: Path, first: str, second: str, as_json: bool) -> None:
     pair = [runs.find(root, first), runs.find(root, second)]
     settings = [_flatten(_config(r)) for r in pair]
     results = [_results(r) for r in pair]
-    differ = {k: [s.get(k) for s in settings] for k in sorted({*settings[0], *settings[1]})
-              if settings[0].get(k) != settings[1].get(k)}
+    differ = {
+        k: [s.get(k) for s in settings]
+        for k in sorted({*settings[0], *settings[1]})
+        if settings[0].get(k) != settings[1].get(k)
+    }
     both = {k: [r.get(k) for r in results] for k in [*results[0], *(k for k in results[1] if k not in results[0])]}
     if not both:
         raise UserError(f"{pair[0].folder} and {pair[1].folder} hold no results to compare; finish them first.")

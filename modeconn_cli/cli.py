@@ -34,20 +34,45 @@ Every setting: [bold]modeconn fit-curve --cfg job[/]. What would run: [bold]--dr
 Completion: [bold]eval "$(modeconn completion bash)"[/].
 """
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False, help=ABOUT,
-                  context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    help=ABOUT,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 runs_app = typer.Typer(no_args_is_help=True, help="What has been computed: list, show, compare, path.")
 app.add_typer(runs_app, name="runs")
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as seed=1 or architecture=vgg16 "
-                                                       "or curve.bends=2.", show_default=False)]
-Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="One job for every combination of comma-separated values.")]
-Cfg = Annotated[str | None, typer.Option("--cfg", metavar="WHAT", help="Print the configuration (job, hydra or all) and stop.")]
-Info = Annotated[str | None, typer.Option("--info", metavar="WHAT", help="Print how it was composed (all, config, defaults, "
-                                          "defaults-tree, plugins, searchpath) and stop.")]
-ConfigDir = Annotated[str | None, typer.Option("--config-dir", metavar="DIR", help="Look for further configuration files here.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Overrides, as seed=1 or architecture=vgg16 or curve.bends=2.",
+        show_default=False,
+    ),
+]
+Multirun = Annotated[
+    bool, typer.Option("--multirun", "-m", help="One job for every combination of comma-separated values.")
+]
+Cfg = Annotated[
+    str | None, typer.Option("--cfg", metavar="WHAT", help="Print the configuration (job, hydra or all) and stop.")
+]
+Info = Annotated[
+    str | None,
+    typer.Option(
+        "--info",
+        metavar="WHAT",
+        help="Print how it was composed (all, config, defaults, defaults-tree, plugins, searchpath) and stop.",
+    ),
+]
+ConfigDir = Annotated[
+    str | None, typer.Option("--config-dir", metavar="DIR", help="Look for further configuration files here.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show every stage, whether it would run and why, and stop.")]
-Force = Annotated[bool, typer.Option("--force", help="Compute this command's own stages again, into their next version.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Compute this command's own stages again, into their next version.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no stage lines; results only.")]
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where runs are kept.")]
@@ -61,9 +86,9 @@ PIPELINES = {
 MORE = {
     "train-endpoints": "seed=N is replicate N, endpoint seeds 2N and 2N+1; endpoints.seeds=\\[5] names them yourself.",
     "interpolate": "Endpoints that are missing are trained first. Writes path.csv, summary.json and a picture.",
-    "fit-curve": "Endpoints that are missing are trained first. curve.kind=bezier|chain, curve.bends=N. seed=N is replicate "
-                 "N: endpoint seeds 2N and 2N+1 and the curve's own draws, independent of every other replicate.",
-    "evaluate": "interpolation.points, .search_max, .batch_norm, .train_examples and .bootstrap are what one changes here.",
+    "fit-curve": "Endpoints that are missing are trained first. curve.kind=bezier|chain, curve.bends=N. seed=N is "
+    "replicate N: endpoint seeds 2N and 2N+1 and the curve's own draws, independent of every other replicate.",
+    "evaluate": "Change here interpolation.points, .search_max, .batch_norm, .train_examples or .bootstrap.",
 }
 
 
@@ -131,9 +156,17 @@ class Session:
 def pipeline(name: str) -> Callable[..., None]:
     """The command of a pipeline; they differ in the stages behind their name alone."""
 
-    def command(overrides: Overrides = None, multirun: Multirun = False, cfg: Cfg = None, info: Info = None,
-                config_dir: ConfigDir = None, dry_run: DryRun = False, force: Force = False, as_json: AsJson = False,
-                quiet: Quiet = False) -> None:
+    def command(
+        overrides: Overrides = None,
+        multirun: Multirun = False,
+        cfg: Cfg = None,
+        info: Info = None,
+        config_dir: ConfigDir = None,
+        dry_run: DryRun = False,
+        force: Force = False,
+        as_json: AsJson = False,
+        quiet: Quiet = False,
+    ) -> None:
         from modeconn_cli.launch import run_hydra
 
         given = list(overrides or [])
@@ -151,8 +184,10 @@ def pipeline(name: str) -> Callable[..., None]:
             session.fail({}, str(error), 2)
             session.jobs = session.jobs or [{"error": str(error)}]
         except Interrupted as stop:
-            complain(f"stopped by {'Ctrl-C' if stop.signum == 2 else f'signal {stop.signum}'}; what was done is saved, and the "
-                     "same command goes on from there.")
+            complain(
+                f"stopped by {'Ctrl-C' if stop.signum == 2 else f'signal {stop.signum}'}; what was done is saved, "
+                "and the same command goes on from there."
+            )
             session.code = 128 + stop.signum
             if session.jobs:
                 session.jobs[-1]["error"] = str(stop)
@@ -172,12 +207,21 @@ for _name in PIPELINES:
 
 @app.command()
 def plot(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Run directories, or beginnings of their digests or "
-                                                     "names. One run: every measured path between its endpoints. Several: "
-                                                     "just those. None: the newest.", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write this .png, .svg or .pdf instead of a run "
-                                                "directory.")] = None,
-    output_dir: OutputDir = Path("outputs"), as_json: AsJson = False,
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Run directories, or beginnings of their digests or "
+            "names. One run: every measured path between its endpoints. Several: "
+            "just those. None: the newest.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write this .png, .svg or .pdf instead of a run directory.")
+    ] = None,
+    output_dir: OutputDir = Path("outputs"),
+    as_json: AsJson = False,
 ) -> None:
     """Draw train loss and test error along measured paths, in one figure (PNG and SVG)."""
     from modeconn_cli.stages.plot import plot_runs
@@ -191,8 +235,9 @@ def plot(
 
 
 @app.command()
-def doctor(as_json: AsJson = False,
-           data_dir: Annotated[str | None, typer.Option(help="Also look for data sets here.")] = None) -> None:
+def doctor(
+    as_json: AsJson = False, data_dir: Annotated[str | None, typer.Option(help="Also look for data sets here.")] = None
+) -> None:
     """Show versions, devices, and which data sets are found or how to get them."""
     from modeconn_cli.doctor import examine, show
 
@@ -201,8 +246,11 @@ def doctor(as_json: AsJson = False,
 
 
 @runs_app.command("list")
-def runs_list(match: Annotated[str, typer.Argument(help="Only runs whose stage, name or digest has this in it.")] = "",
-              output_dir: OutputDir = Path("outputs"), as_json: AsJson = False) -> None:
+def runs_list(
+    match: Annotated[str, typer.Argument(help="Only runs whose stage, name or digest has this in it.")] = "",
+    output_dir: OutputDir = Path("outputs"),
+    as_json: AsJson = False,
+) -> None:
     """List runs, oldest first, with what each found."""
     from modeconn_cli import browse
 
@@ -210,8 +258,11 @@ def runs_list(match: Annotated[str, typer.Argument(help="Only runs whose stage, 
 
 
 @runs_app.command("show")
-def runs_show(run: Annotated[str, typer.Argument(help="Directory, or beginning of a digest or name.")],
-              output_dir: OutputDir = Path("outputs"), as_json: AsJson = False) -> None:
+def runs_show(
+    run: Annotated[str, typer.Argument(help="Directory, or beginning of a digest or name.")],
+    output_dir: OutputDir = Path("outputs"),
+    as_json: AsJson = False,
+) -> None:
     """Show one run: its results, where it came from, its files."""
     from modeconn_cli import browse
 
@@ -227,8 +278,10 @@ def runs_compare(first: str, second: str, output_dir: OutputDir = Path("outputs"
 
 
 @runs_app.command("path")
-def runs_path(run: Annotated[str, typer.Argument(help="Directory, or beginning of a digest or name.")],
-              output_dir: OutputDir = Path("outputs")) -> None:
+def runs_path(
+    run: Annotated[str, typer.Argument(help="Directory, or beginning of a digest or name.")],
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
     """Print a run's directory, for scripts: cd "$(modeconn runs path 3f2a)"."""
     from modeconn_cli import runs
 
@@ -294,7 +347,11 @@ def version(show: bool) -> None:
 
 
 @app.callback()
-def top(_version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False) -> None:
+def top(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -309,9 +366,15 @@ def complain(message: str) -> None:
 
 def out_of_memory(error: Exception) -> str | None:
     """One line for a device or a machine without room, None for any other error."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-        return ("out of memory; lower endpoints.batch_size, curve.batch_size or interpolation.batch_size, or take a device with "
-                "more.")
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    ):
+        return (
+            "out of memory; lower endpoints.batch_size, curve.batch_size or interpolation.batch_size, "
+            "or take a device with more."
+        )
     return None
 
 
@@ -320,7 +383,7 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
     except CommandLineError as error:
-        message = getattr(error, "format_message", lambda: str(error))()
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
         if message:
             complain(" ".join(message.split()))
         sys.exit(2)

@@ -8,8 +8,19 @@ from typing import Any
 
 from modeconn_cli import __version__
 
-PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "typer", "rich", "numpy", "scipy", "pandas", "safetensors",
-            "matplotlib")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "hydra-core",
+    "omegaconf",
+    "typer",
+    "rich",
+    "numpy",
+    "scipy",
+    "pandas",
+    "safetensors",
+    "matplotlib",
+)
 
 
 def examine(data_dir: str | None) -> dict[str, Any]:
@@ -34,9 +45,14 @@ def examine(data_dir: str | None) -> dict[str, Any]:
             continue
         places = data.search(source, data_dir)
         found = [str(place) for place, there in places if there]
-        sets.append({"dataset": str(source), "found": found[0] if found else None,
-                     "how_to_get": None if found or not places else data.how_to_get(source),
-                     "looked_in": [str(place) for place, _ in places]})
+        sets.append(
+            {
+                "dataset": str(source),
+                "found": found[0] if found else None,
+                "how_to_get": None if found or not places else data.how_to_get(source),
+                "looked_in": [str(place) for place, _ in places],
+            }
+        )
     return {"versions": versions, "devices": devices, "torchvision": _torchvision(), "datasets": sets}
 
 

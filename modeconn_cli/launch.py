@@ -29,8 +29,12 @@ def conf_dir() -> Path:
     return HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
-def run_hydra(job: Callable[[schema.Config, list[str]], None], overrides: Sequence[str], flags: Sequence[str],
-              config_dir: str | None = None) -> None:
+def run_hydra(
+    job: Callable[[schema.Config, list[str]], None],
+    overrides: Sequence[str],
+    flags: Sequence[str],
+    config_dir: str | None = None,
+) -> None:
     """Compose the overrides, and call ``job`` with each configuration and the overrides that made it.
 
     Args:
@@ -42,8 +46,10 @@ def run_hydra(job: Callable[[schema.Config, list[str]], None], overrides: Sequen
     """
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
-            raise UserError(f"{override!r} is not an override: write key=value, as seed=1 or architecture=vgg16"
-                            f"{_suggest(override, all_keys([], config_dir), 'did you mean {}=...?')}")
+            raise UserError(
+                f"{override!r} is not an override: write key=value, as seed=1 or architecture=vgg16"
+                f"{_suggest(override, all_keys([], config_dir), 'did you mean {}=...?')}"
+            )
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir} is not a directory; give one with files such as dataset/mine.yaml.")
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -83,15 +89,19 @@ def to_config(cfg: DictConfig) -> schema.Config:
     """The composed tree as dataclasses."""
     from omegaconf import OmegaConf
 
-    parts = {}
+    parts: dict[str, Any] = {}
     for group in schema.NODES:
         parts[group] = OmegaConf.to_object(cfg[group])
         if not dataclasses.is_dataclass(parts[group]):
-            raise UserError(f"{group}: the chosen file does not begin with its schema; start it with "
-                            f"`defaults: [{', '.join(schema.NODES[group])}]`, one of them.")
+            raise UserError(
+                f"{group}: the chosen file does not begin with its schema; start it with "
+                f"`defaults: [{', '.join(schema.NODES[group])}]`, one of them."
+            )
     seed = cfg.seed
     if not isinstance(seed, int) or isinstance(seed, bool):
-        raise UserError(f"seed={seed} is not a whole number; give one, as seed=1, or several with --multirun seed=0,1,2.")
+        raise UserError(
+            f"seed={seed} is not a whole number; give one, as seed=1, or several with --multirun seed=0,1,2."
+        )
     return schema.Config(seed=seed, **parts)
 
 
@@ -113,13 +123,22 @@ def node_of(group: str, choice: str, config_dir: str | None = None) -> type | No
         file = root / group / f"{choice}.yaml"
         if file.is_file():
             for name, node in schema.NODES.get(group, {}).items():
-                if name in file.read_text(encoding="utf-8").replace("[", " ").replace("]", " ").replace(",", " ").split():
+                if (
+                    name
+                    in file.read_text(encoding="utf-8").replace("[", " ").replace("]", " ").replace(",", " ").split()
+                ):
                     return node
     return None
 
 
-DEFAULT_CHOICES = {"dataset": "digits", "architecture": "mlp", "endpoints": "default", "curve": "bezier",
-                   "interpolation": "default", "runtime": "default"}
+DEFAULT_CHOICES = {
+    "dataset": "digits",
+    "architecture": "mlp",
+    "endpoints": "default",
+    "curve": "bezier",
+    "interpolation": "default",
+    "runtime": "default",
+}
 
 
 def chosen_nodes(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, type]:
@@ -134,7 +153,9 @@ def chosen_nodes(overrides: Sequence[str], config_dir: str | None = None) -> dic
 
 def all_keys(overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
     """Every key that can be overridden: seed, the groups, and the fields of what is chosen."""
-    fields = [f"{g}.{f.name}" for g, node in chosen_nodes(overrides, config_dir).items() for f in dataclasses.fields(node)]
+    fields = [
+        f"{g}.{f.name}" for g, node in chosen_nodes(overrides, config_dir).items() for f in dataclasses.fields(node)
+    ]
     return ["seed", *groups(config_dir), *fields]
 
 
@@ -151,8 +172,10 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str | None =
         if key in choices:
             wrong = [v for v in value.split(",") if v not in choices[key] and v != "null"]
             if wrong:
-                return (f"{key}={wrong[0]}: no such {key}; choose from {', '.join(choices[key])}"
-                        f"{_suggest(wrong[0], choices[key], f'did you mean {key}={{}}?')}")
+                return (
+                    f"{key}={wrong[0]}: no such {key}; choose from {', '.join(choices[key])}"
+                    f"{_suggest(wrong[0], choices[key], f'did you mean {key}={{}}?')}"
+                )
         elif key not in keys and not any(key.startswith(f"{k}.") for k in keys):  # inside kwargs anything goes
             owners = _owners(key)
             if owners:
@@ -177,18 +200,23 @@ def _type_culprit(error: Exception, overrides: Sequence[str], config_dir: str | 
         key, _, value = override.lstrip("+").partition("=")
         group, _, name = key.partition(".")
         doc = schema.describe(nodes[group], name) if group in nodes and name else None
-        if doc is None or (override not in said and f"full_key: {key}" not in said and f"full_key: {name}\n" not in said):
+        if doc is None or (
+            override not in said and f"full_key: {key}" not in said and f"full_key: {name}\n" not in said
+        ):
             continue
         allowed = schema.allowed_values(nodes[group], name)
         kind = schema.kind_of(nodes[group], name)
-        return (f"{key}={value}: not {kind}. {doc}{_suggest(value, allowed, f'Did you mean {key}={{}}?')}")
+        return f"{key}={value}: not {kind}. {doc}{_suggest(value, allowed, f'Did you mean {key}={{}}?')}"
     return None
 
 
 def _owners(key: str) -> list[str]:
     group, _, name = key.partition(".")
-    return [n.lstrip("_") for n, node in schema.NODES.get(group, {}).items()
-            if name in {f.name for f in dataclasses.fields(node)}]
+    return [
+        n.lstrip("_")
+        for n, node in schema.NODES.get(group, {}).items()
+        if name in {f.name for f in dataclasses.fields(node)}
+    ]
 
 
 def _suggest(wrong: str, right: Sequence[str], phrase: str) -> str:
@@ -208,8 +236,9 @@ def complete(words: Sequence[str], incomplete: str) -> list[str]:
     key, equals, value = incomplete.partition("=")
     if not equals:
         keys = all_keys(words)
-        return [f"{k}=" for k in keys if k.startswith(key) and ("." in key or "." not in k)] + \
-            [f"{g}." for g in schema.NODES if g.startswith(key) and "." not in key]
+        return [f"{k}=" for k in keys if k.startswith(key) and ("." in key or "." not in k)] + [
+            f"{g}." for g in schema.NODES if g.startswith(key) and "." not in key
+        ]
     group, _, name = key.partition(".")
     if key in groups():
         values = groups()[key]

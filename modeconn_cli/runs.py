@@ -102,15 +102,18 @@ class Run:
     def finish(self) -> None:
         """Mark the directory whole; what only a resumed run would need is removed."""
         (self.folder / "state.pt").unlink(missing_ok=True)
-        self.files = {p.name: p.stat().st_size for p in sorted(self.folder.iterdir())
-                      if p.is_file() and not p.name.startswith(".") and p.name not in ("log.txt", "DONE")}
+        self.files = {
+            p.name: p.stat().st_size
+            for p in sorted(self.folder.iterdir())
+            if p.is_file() and not p.name.startswith(".") and p.name not in ("log.txt", "DONE")
+        }
         self.write_json("DONE", {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": self.files})
 
 
 def locate(identity: Identity, root: Path, force: bool = False) -> Run:
     """What a request for this result would do now: answer from a finished version, resume one, or compute."""
     folder = identity.folder(root)
-    versions = sorted((int(p.name[1:]) for p in folder.glob("v*") if p.name[1:].isdigit() and p.is_dir()))
+    versions = sorted(int(p.name[1:]) for p in folder.glob("v*") if p.name[1:].isdigit() and p.is_dir())
     damage: dict[int, str] = {v: _damage(folder / f"v{v}") for v in versions}
     whole = [v for v in versions if damage[v] == ""]
     newest = versions[-1] if versions else 0
@@ -176,8 +179,9 @@ def writable(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or place
-        raise UserError(f"cannot write {where}: {error.strerror}. Give a writable place with enough room: "
-                        "runtime.output_dir=DIR.") from None
+        raise UserError(
+            f"cannot write {where}: {error.strerror}. Give a writable place with enough room: runtime.output_dir=DIR."
+        ) from None
 
 
 def provenance(command: Sequence[str], upstream: Sequence[Run], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,9 +190,16 @@ def provenance(command: Sequence[str], upstream: Sequence[Run], more: Mapping[st
     import torch
 
     return {
-        "modeconn": __version__, "git": git_commit(), "python": platform.python_version(), "torch": torch.__version__,
-        "numpy": numpy.__version__, "platform": platform.platform(), "host": socket.gethostname(),
-        "threads": torch.get_num_threads(), "command": list(command), "upstream": [str(r.folder) for r in upstream],
+        "modeconn": __version__,
+        "git": git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "threads": torch.get_num_threads(),
+        "command": list(command),
+        "upstream": [str(r.folder) for r in upstream],
         **more,
     }
 
@@ -198,8 +209,12 @@ def git_commit() -> str | None:
     here = Path(__file__).parent
     if not (here.parent / ".git").exists() or shutil.which("git") is None:
         return None
-    said = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-                          capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return said.stdout.strip() or None
 
 
@@ -230,7 +245,7 @@ class Found:
 
     @property
     def status(self) -> str:
-        """"done", "unfinished", or which file is damaged."""
+        """ "done", "unfinished", or which file is damaged."""
         return _damage(self.folder) or "done"
 
     def read(self, name: str) -> dict[str, Any]:
@@ -263,15 +278,20 @@ def find(root: Path, wanted: str) -> Found:
         if folder.is_dir() and folder.name[:1] == "v" and folder.name[1:].isdigit():
             return Found(folder)
     every = find_all(root)
-    fitting = [r for r in every if r.folder.parent == given or given.is_dir() and r.folder.parent.samefile(given)]
+    fitting = [r for r in every if r.folder.parent == given or (given.is_dir() and r.folder.parent.samefile(given))]
     if not fitting:
         bare, _, version = wanted.partition("/v")
-        fitting = [r for r in every if (r.digest.startswith(bare) or r.name.startswith(bare))
-                   and (not version or r.version == f"v{version}")]
+        fitting = [
+            r
+            for r in every
+            if (r.digest.startswith(bare) or r.name.startswith(bare)) and (not version or r.version == f"v{version}")
+        ]
     names = sorted({f"{r.stage}/{r.name}" for r in fitting})
     if len(names) > 1:
-        raise UserError(f"{wanted!r} fits {len(names)} runs: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}; "
-                        "give more of the digest.")
+        raise UserError(
+            f"{wanted!r} fits {len(names)} runs: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}; "
+            "give more of the digest."
+        )
     if not fitting:
         raise UserError(f"no run {wanted!r} under {root}/: `modeconn runs list` shows what is there.")
     done = [r for r in fitting if r.status == "done"]
@@ -280,8 +300,11 @@ def find(root: Path, wanted: str) -> Found:
 
 def command_line() -> list[str]:
     """This process's command as a person would type it again."""
-    return ["modeconn", *sys.argv[1:]] if "modeconn" in Path(sys.argv[0]).name or sys.argv[0].endswith("__main__.py") \
+    return (
+        ["modeconn", *sys.argv[1:]]
+        if "modeconn" in Path(sys.argv[0]).name or sys.argv[0].endswith("__main__.py")
         else list(sys.argv)
+    )
 
 
 def require_done(run: Found) -> Found:

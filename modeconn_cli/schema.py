@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, Union, get_type_hints
 
 from modeconn_cli.errors import UserError
 
 
-def option(default: Any, doc: str, *, ge: float | None = None, gt: float | None = None,
-           le: float | None = None, lt: float | None = None) -> Any:
+def option(
+    default: Any,
+    doc: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
     """A documented field with an optional range; lists and dictionaries hold it for each of their items."""
     limits = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
     metadata = {"doc": doc, "limits": limits}
@@ -24,11 +31,8 @@ def option(default: Any, doc: str, *, ge: float | None = None, gt: float | None 
     return field(default=default, metadata=metadata)
 
 
-class Name(str, Enum):
+class Name(StrEnum):
     """An enumeration whose members print as they are typed."""
-
-    def __str__(self) -> str:
-        return str(self.value)
 
 
 # ---------------------------------------------------------------------------------------------- datasets
@@ -67,7 +71,9 @@ class Dataset:
     split_seed: int = option(0, "Seed of every random split.", ge=0)
     use_test: bool = option(True, "Report the test split; false reports the validation split in its place.")
     train_size: int | None = option(None, "Keep only this many training examples (seeded draw); null keeps all.", ge=1)
-    mean: list[float] | None = option(None, "Per-channel mean on the 0..1 scale; null measures it on the training split.")
+    mean: list[float] | None = option(
+        None, "Per-channel mean on the 0..1 scale; null measures it on the training split."
+    )
     std: list[float] | None = option(None, "Per-channel standard deviation; null measures it.", gt=0)
     pad_to: int | None = option(None, "Zero-pad images to this height and width; null leaves them.", ge=1)
     crop_padding: int = option(0, "Augmentation: random crop after zero padding by this many pixels; 0 is off.", ge=0)
@@ -227,24 +233,36 @@ class Training:
     nesterov: bool = option(False, "Nesterov momentum (SGD).")
     betas: list[float] = option([0.9, 0.999], "Adam's and AdamW's two decay rates.", ge=0, lt=1)
     eps: float = option(1e-8, "Adam's and AdamW's denominator term.", gt=0)
-    weight_decay: float = option(5e-4, "wd in wd/2 |w|^2 (decoupled for AdamW), at the point where the loss is taken.", ge=0)
-    schedule: Schedule = option(Schedule.garipov, "garipov: constant to 50%, linear to 1% at 90%; or constant, cosine, multistep, linear.")
+    weight_decay: float = option(
+        5e-4, "wd in wd/2 |w|^2 (decoupled for AdamW), at the point where the loss is taken.", ge=0
+    )
+    schedule: Schedule = option(
+        Schedule.garipov, "garipov: constant to 50%, linear to 1% at 90%; or constant, cosine, multistep, linear."
+    )
     schedule_every: Every = option(Every.epoch, "Move the learning rate every epoch (Garipov) or every step.")
     warmup_epochs: float = option(0.0, "Linear warm-up from 0, moved every step, before the schedule.", ge=0)
-    milestones: list[float] = option([0.5, 0.75], "multistep: fractions of training after which lr is multiplied by gamma.", gt=0, lt=1)
+    milestones: list[float] = option(
+        [0.5, 0.75], "multistep: fractions of training after which lr is multiplied by gamma.", gt=0, lt=1
+    )
     gamma: float = option(0.1, "multistep: the factor.", gt=0, le=1)
     label_smoothing: float = option(0.0, "Smoothing of the training targets; metrics are never smoothed.", ge=0, lt=1)
-    precision: Precision = option(Precision.float32, "float32, tf32 (CUDA matmuls and convolutions) or bfloat16 (autocast).")
+    precision: Precision = option(
+        Precision.float32, "float32, tf32 (CUDA matmuls and convolutions) or bfloat16 (autocast)."
+    )
 
 
 @dataclass
 class Endpoints(Training):
-    seeds: list[int] | None = option(None, "Seeds of the endpoints; null: 2*seed and 2*seed+1, a pair no other seed shares.", ge=0)
+    seeds: list[int] | None = option(
+        None, "Seeds of the endpoints; null: 2*seed and 2*seed+1, a pair no other seed shares.", ge=0
+    )
     init_seed: int | None = option(None, "One initialisation for every endpoint; null: each endpoint's own seed.", ge=0)
     data_seed: int | None = option(None, "One order and augmentation for every endpoint; null: its own seed.", ge=0)
     keep_epochs: list[int] = option([], "Also keep the weights after these epochs (0 is initialisation).", ge=0)
     keep_steps: list[int] = option([], "Also keep the weights after these gradient steps.", ge=0)
-    checkpoints: list[str] | None = option(None, "Take the endpoints from these files (.pt, .safetensors) and train none.")
+    checkpoints: list[str] | None = option(
+        None, "Take the endpoints from these files (.pt, .safetensors) and train none."
+    )
 
 
 class CurveKind(Name):
@@ -264,7 +282,9 @@ class Curve(Training):
     bends: int = option(1, "Control points between the ends.", ge=1)
     fix_start: bool = option(True, "Hold the start where its endpoint is; false trains it too.")
     fix_end: bool = option(True, "Hold the end where its endpoint is; false trains it too.")
-    init_from: str | None = option(None, "Start from this curve's checkpoint.safetensors; null: bends evenly on the segment.")
+    init_from: str | None = option(
+        None, "Start from this curve's checkpoint.safetensors; null: bends evenly on the segment."
+    )
     t_sampling: Sampling = option(Sampling.stratified, "Draw t uniformly, or stratified over the steps of every epoch.")
     seed: int | None = option(None, "Seed of t, order and augmentation; null: the top-level seed.", ge=0)
 
@@ -285,15 +305,23 @@ class PathOf(Name):
 @dataclass
 class Interpolation:
     points: int = option(61, "Evenly spaced values of t, both ends included.", ge=2)
-    search_max: int = option(8, "Further evaluations that search for the highest train loss between grid points; 0: none.", ge=0)
+    search_max: int = option(
+        8, "Further evaluations that search for the highest train loss between grid points; 0: none.", ge=0
+    )
     batch_size: int = option(1000, "Examples of a forward pass; changes rounding only.", ge=1)
     batch_norm: BatchNorm = option(
-        BatchNorm.reestimate, "At inner points: reestimate on training data, or the coefficient mean of the ends' statistics.")
+        BatchNorm.reestimate,
+        "At inner points: reestimate on training data, or the coefficient mean of the ends' statistics.",
+    )
     bn_examples: int | None = option(None, "Training examples of a re-estimation (the first ones); null: all.", ge=2)
-    train_examples: int | None = option(None, "Training examples that train_* columns are measured on (the first ones); null: all.", ge=2)
+    train_examples: int | None = option(
+        None, "Training examples that train_* columns are measured on (the first ones); null: all.", ge=2
+    )
     bootstrap: int = option(1000, "Bootstrap resamples of the examples behind every interval.", ge=20)
     confidence: float = option(0.95, "Coverage of the intervals.", gt=0, lt=1)
-    connected_below: float = option(2.0, "Verdict: connected when the test-error barrier is under this many points (Frankle 2020).", gt=0)
+    connected_below: float = option(
+        2.0, "Verdict: connected when the test-error barrier is under this many points (Frankle 2020).", gt=0
+    )
     path: PathOf = option(PathOf.curve, "evaluate: which path to evaluate, curve or segment.")
 
 
@@ -307,7 +335,9 @@ class ChannelsLast(Name):
 class Runtime:
     device: str = option("auto", "auto (CUDA when there is one), cpu, cuda, cuda:1, mps.")
     threads: int = option(0, "CPU threads of this process; 0 leaves PyTorch's choice.", ge=0)
-    channels_last: ChannelsLast = option(ChannelsLast.auto, "Memory layout of image batches; auto: where measured faster.")
+    channels_last: ChannelsLast = option(
+        ChannelsLast.auto, "Memory layout of image batches; auto: where measured faster."
+    )
     deterministic: bool = option(True, "Ask PyTorch for deterministic kernels (on CUDA some are slower).")
     save_every: float = option(20.0, "Seconds between saved states; a killed run loses at most this much.", gt=0)
     output_dir: str = option("outputs", "Where run directories go.")
@@ -322,16 +352,27 @@ class Config:
     seed: int = option(0, "Replicate: endpoints 2*seed and 2*seed+1, and the curve's own randomness.", ge=0)
     dataset: Dataset = field(default_factory=Dataset, metadata={"doc": "What the networks learn."})
     architecture: Architecture = field(default_factory=MLP, metadata={"doc": "The network."})
-    endpoints: Endpoints = field(default_factory=Endpoints, metadata={"doc": "How endpoints are trained, or where they come from."})
+    endpoints: Endpoints = field(
+        default_factory=Endpoints, metadata={"doc": "How endpoints are trained, or where they come from."}
+    )
     curve: Curve = field(default_factory=Curve, metadata={"doc": "The curve between them and how it is trained."})
     interpolation: Interpolation = field(default_factory=Interpolation, metadata={"doc": "How a path is evaluated."})
-    runtime: Runtime = field(default_factory=Runtime, metadata={"doc": "Where and how it runs; never changes a run's identity."})
+    runtime: Runtime = field(
+        default_factory=Runtime, metadata={"doc": "Where and how it runs; never changes a run's identity."}
+    )
 
 
 DATASETS: dict[str, type[Dataset]] = {"two_spirals": TwoSpirals, "arrays": Arrays}
 ARCHITECTURES: dict[Family, type[Architecture]] = {
-    Family.mlp: MLP, Family.convfc: ConvFC, Family.vgg: VGG, Family.resnet: ResNet, Family.preresnet: PreResNet,
-    Family.wrn: WRN, Family.vit: ViT, Family.torchvision: Torchvision, Family.custom: Custom,
+    Family.mlp: MLP,
+    Family.convfc: ConvFC,
+    Family.vgg: VGG,
+    Family.resnet: ResNet,
+    Family.preresnet: PreResNet,
+    Family.wrn: WRN,
+    Family.vit: ViT,
+    Family.torchvision: Torchvision,
+    Family.custom: Custom,
 }
 # Hydra nodes that the YAML files of a group name in their defaults list.
 NODES: dict[str, dict[str, type]] = {
@@ -384,8 +425,12 @@ def check(node: Any, prefix: str = "") -> None:
         _check_together(node)
 
 
-_RANGES = {"ge": ("at least", lambda v, b: v >= b), "gt": ("more than", lambda v, b: v > b),
-           "le": ("at most", lambda v, b: v <= b), "lt": ("less than", lambda v, b: v < b)}
+_RANGES = {
+    "ge": ("at least", lambda v, b: v >= b),
+    "gt": ("more than", lambda v, b: v > b),
+    "le": ("at most", lambda v, b: v <= b),
+    "lt": ("less than", lambda v, b: v < b),
+}
 
 
 def _check_range(key: str, value: float, limits: dict[str, float]) -> None:
@@ -405,10 +450,14 @@ def _check_together(config: Config) -> None:
         if training.milestones != sorted(training.milestones):
             raise UserError(f"{name}.milestones={training.milestones} must rise.")
         if training.warmup_epochs >= training.epochs:
-            raise UserError(f"{name}.warmup_epochs={training.warmup_epochs:g} leaves nothing of {name}.epochs={training.epochs}.")
+            raise UserError(
+                f"{name}.warmup_epochs={training.warmup_epochs:g} leaves nothing of {name}.epochs={training.epochs}."
+            )
     late = [e for e in config.endpoints.keep_epochs if e > config.endpoints.epochs]
     if late:
-        raise UserError(f"endpoints.keep_epochs={late} lies after the last epoch, endpoints.epochs={config.endpoints.epochs}.")
+        raise UserError(
+            f"endpoints.keep_epochs={late} lies after the last epoch, endpoints.epochs={config.endpoints.epochs}."
+        )
 
 
 def describe(node: type, key: str) -> str | None:
@@ -446,8 +495,14 @@ def plain(node: Any) -> Any:
 def kind_of(node: type, key: str) -> str:
     """What a field holds, in words."""
     kind = str(get_type_hints(node)[key])
-    for part, words in (("dict", "a dictionary"), ("list", "a list, as [0,1]"), ("bool", "true or false"),
-                        ("float", "a number"), ("int", "a whole number"), ("str'", "text")):
+    for part, words in (
+        ("dict", "a dictionary"),
+        ("list", "a list, as [0,1]"),
+        ("bool", "true or false"),
+        ("float", "a number"),
+        ("int", "a whole number"),
+        ("str'", "text"),
+    ):
         if part in kind:
             return words
     return "one of its values"

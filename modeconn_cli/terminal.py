@@ -36,8 +36,15 @@ class TerminalReporter:
             return
         err.print(f"[{STATUS_STYLE[run.status]}]{run.status:>7}[/] {stage} [dim]({run.why})[/]")
         if err.is_terminal:
-            self._bar = Progress(TextColumn("        "), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn(),
-                                 TextColumn("{task.description}"), console=err, transient=True)
+            self._bar = Progress(
+                TextColumn("        "),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=err,
+                transient=True,
+            )
             self._bar.start()
             self._task = self._bar.add_task("", total=None)
 
@@ -74,8 +81,12 @@ def show_plan(rows: Sequence[dict[str, Any]], parameters: int) -> None:
     for name in ("stage", "status", "why", "gradient steps"):
         table.add_column(name, justify="right" if name == "gradient steps" else "left")
     for row in rows:
-        table.add_row(f"{row['stage']} {row['name']}", f"[{STATUS_STYLE[row['status']]}]{row['status']}[/]", row["why"],
-                      f"{row['gradient_steps']:,}")
+        table.add_row(
+            f"{row['stage']} {row['name']}",
+            f"[{STATUS_STYLE[row['status']]}]{row['status']}[/]",
+            row["why"],
+            f"{row['gradient_steps']:,}",
+        )
     out.print(table)
     out.print()
     for row in rows:
@@ -91,8 +102,13 @@ def show_result(result: dict[str, Any]) -> None:
         for name in ("endpoint", "train nll", "train error %", "test nll", "test error %"):
             table.add_column(name, justify="left" if name == "endpoint" else "right")
         for e in result["endpoints"]:
-            table.add_row(e["name"], f"{e['train_nll']:.4f}", f"{e['train_error']:.2f}", f"{e['test_nll']:.4f}",
-                          f"{e['test_error']:.2f}")
+            table.add_row(
+                e["name"],
+                f"{e['train_nll']:.4f}",
+                f"{e['train_error']:.2f}",
+                f"{e['test_nll']:.4f}",
+                f"{e['test_error']:.2f}",
+            )
         out.print(table)
     if result["barriers"]:
         out.print()
@@ -115,8 +131,15 @@ def barrier_table(rows: Sequence[dict[str, Any]]) -> Table:
     """A column a path; for each metric its ends, its highest value, and the barrier by every convention."""
     titles = list(dict.fromkeys(r["path"] for r in rows))
     by_place = {(r["metric"], r["path"]): r for r in rows}
-    table = Table(title="Barriers, with bootstrap intervals", title_justify="left", box=None, header_style="bold", pad_edge=False,
-                  collapse_padding=True, padding=(0, 2))
+    table = Table(
+        title="Barriers, with bootstrap intervals",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+        collapse_padding=True,
+        padding=(0, 2),
+    )
     table.add_column("")
     for title in titles:
         table.add_column(title, justify="right")
@@ -145,8 +168,13 @@ def show_sweep(jobs: Sequence[dict[str, Any]]) -> None:
         for path in [r["path"] for r in job.get("barriers", []) if r["metric"] == "train_loss"]:
             rows = {r["metric"]: r for r in job["barriers"] if r["path"] == path}
             verdict = next(v for v in job["verdicts"] if v["path"] == path)
-            table.add_row(what, path, _interval(rows["train_loss"]["above_line"], 4),
-                          _interval(rows["test_error"]["above_line"], 2), verdict["connected"])
+            table.add_row(
+                what,
+                path,
+                _interval(rows["train_loss"]["above_line"], 4),
+                _interval(rows["test_error"]["above_line"], 2),
+                verdict["connected"],
+            )
             what = ""
         if "barriers" in job and not job["barriers"]:
             for e in job["endpoints"]:

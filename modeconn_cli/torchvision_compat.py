@@ -14,9 +14,7 @@ from types import ModuleType
 
 import torch
 
-_SCHEMAS = {
-    name: f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")
-}
+_SCHEMAS = {name: f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")}
 
 # torch forgets the operators of a Library that is garbage collected.
 _declared: list[torch.library.Library] = []

@@ -74,9 +74,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
-def write_idx(
-    folder: Path, zipped: bool = False, dotted: bool = False, seed: int = 0
-) -> tuple[np.ndarray, ...]:
+def write_idx(folder: Path, zipped: bool = False, dotted: bool = False, seed: int = 0) -> tuple[np.ndarray, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     x, y = images(12, (5, 4), seed=seed)
     x_test, y_test = images(6, (5, 4), seed=seed)
@@ -223,9 +221,7 @@ def python2_pickle(x: np.ndarray, y: list[int]) -> bytes:
 
     dtype = b"cnumpy\ndtype\n(" + text(b"u1") + number(0) + number(1) + b"tR"
     dtype += b"(" + number(3) + text(b"|") + b"NNN" + number(-1) * 2 + number(0) + b"tb"
-    start = (
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + number(0) + b"t" + text(b"b") + b"tR"
-    )
+    start = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + number(0) + b"t" + text(b"b") + b"tR"
     shape = b"(" + b"".join(map(number, x.shape)) + b"t"
     array = start + b"(" + number(1) + shape + dtype + b"\x89" + text(x.tobytes()) + b"tb"
     labels = b"(" + b"".join(map(number, y)) + b"l"
@@ -286,9 +282,7 @@ def test_data_dir_then_environment_then_data_and_named_folders_first(
     (tmp_path / "given").mkdir()
     for seed, place in enumerate(places):  # each is preferred to those before it
         x, *_ = write_idx(place, seed=seed)
-        np.testing.assert_array_equal(
-            load(dataset(Source.mnist, data_dir=given_dir)).train.x[:, 0].numpy(), x
-        )
+        np.testing.assert_array_equal(load(dataset(Source.mnist, data_dir=given_dir)).train.x[:, 0].numpy(), x)
     looked = search("mnist", given_dir)
     assert looked[0] == (tmp_path / "given" / "mnist", True)
     assert (tmp_path / "given", False) in looked
@@ -518,9 +512,7 @@ def test_any_damage_is_a_user_error_or_harmless(
     path, wanted = whole_files[form]
     whole = path.read_bytes()
     last = len(whole) - 1
-    at = {"start": int(where * min(200, last)), "end": last - int(where * min(200, last))}.get(
-        near, int(where * last)
-    )
+    at = {"start": int(where * min(200, last)), "end": last - int(where * min(200, last))}.get(near, int(where * last))
     # Nothing flipped stands for a file that ends there.
     changed = whole[:at] + bytes([whole[at] ^ flipped]) + whole[at + 1 :] if flipped else whole[:at]
     path.write_bytes(changed)
@@ -594,9 +586,7 @@ def test_arrays_of_any_type(
     assert (data.classes, data.shape) == (3, expected.shape[1:])
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.uint8, torch.int64, torch.bool, torch.bfloat16, torch.float16, torch.float64]
-)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.bfloat16, torch.float16, torch.float64])
 def test_arrays_in_safetensors(tmp_path: Path, dtype: torch.dtype) -> None:
     path = tmp_path / "mine.safetensors"
     x = (torch.arange(8 * 5).view(8, 5) % 2).to(dtype)
@@ -739,11 +729,7 @@ def numbered(tmp_path: Path, n: int = 60, test: bool = True) -> Arrays:
 
 
 def taken(data: Data) -> dict[str, list[int]]:
-    splits = {
-        split.name: split.x[:, 0].int().tolist()
-        for split in (data.train, data.validation, data.test)
-        if split
-    }
+    splits = {split.name: split.x[:, 0].int().tolist() for split in (data.train, data.validation, data.test) if split}
     for split in (data.train, data.test):
         assert torch.equal(split.y, split.x[:, 0].long() % 2)
     return splits
@@ -770,9 +756,7 @@ def test_splits_are_disjoint_and_reproducible(
     )
     splits = taken(load(options))
     assert taken(load(options)) == splits
-    sizes = {"train": train_size, "test": test_size} | (
-        {"validation": validation_size} if validation_size else {}
-    )
+    sizes = {"train": train_size, "test": test_size} | ({"validation": validation_size} if validation_size else {})
     assert {name: len(split) for name, split in splits.items()} == sizes
     together = [i for split in splits.values() for i in split]
     assert len(set(together)) == len(together)
@@ -990,9 +974,7 @@ def test_draws_are_seeded_and_do_not_depend_on_the_batches(tmp_path: Path) -> No
     plain = data.inputs(data.train, order)
     assert not torch.equal(whole, plain)
     black = ((0 - data.mean) / data.std).expand(1, 3, 1, 1)
-    shifted = int(
-        (draw.offsets[:, 0] == 0).nonzero()[0]
-    )  # its two top rows are padding: black, then normalised
+    shifted = int((draw.offsets[:, 0] == 0).nonzero()[0])  # its two top rows are padding: black, then normalised
     torch.testing.assert_close(whole[shifted, :, :2], black[0].expand(3, 2, 6), rtol=1e-5, atol=1e-5)
 
 
@@ -1064,9 +1046,7 @@ CONFS = sorted(CONF.glob("*.yaml"))
 
 
 def test_every_source_has_a_configuration() -> None:
-    assert {yaml.safe_load(path.read_text())["source"] for path in CONFS} == {
-        source.value for source in Source
-    }
+    assert {yaml.safe_load(path.read_text())["source"] for path in CONFS} == {source.value for source in Source}
 
 
 @pytest.mark.parametrize("path", CONFS, ids=lambda path: path.stem)

@@ -85,8 +85,13 @@ def resnet_formula(depth, classes):
 
 
 # He et al. 2016a, table 6: 0.27M, 0.46M, 0.66M, 0.85M and 1.7M.
-RESNET_MILLIONS = {20: (269_722, 0.27), 32: (464_154, 0.46), 44: (658_586, 0.66), 56: (853_018, 0.85),
-                   110: (1_727_962, 1.7)}
+RESNET_MILLIONS = {
+    20: (269_722, 0.27),
+    32: (464_154, 0.46),
+    44: (658_586, 0.66),
+    56: (853_018, 0.85),
+    110: (1_727_962, 1.7),
+}
 
 
 @pytest.mark.parametrize("depth", RESNET_MILLIONS)
@@ -173,7 +178,9 @@ SMALL = {
     "vit": {"patch": 4, "dim": 24, "depth": 2, "heads": 3, "dropout": 0.1},
 }
 CASES = [
-    (name, in_shape) for name in SMALL for in_shape in (CIFAR, MNIST)
+    (name, in_shape)
+    for name in SMALL
+    for in_shape in (CIFAR, MNIST)
     if not (name.startswith("vgg") and in_shape == MNIST)
 ]
 
@@ -222,8 +229,12 @@ def test_global_generator_decides_the_weights(name):
 
 def test_vectors_and_rectangles():
     assert models.build("mlp", (2,), 3)(torch.zeros(5, 2)).shape == (5, 3)
-    for family, options in [("vgg", {"depth": 11, "width": 0.1}), ("convfc", {}), ("vit", {"patch": 8}),
-                            ("resnet", {"depth": 8})]:
+    for family, options in [
+        ("vgg", {"depth": 11, "width": 0.1}),
+        ("convfc", {}),
+        ("vit", {"patch": 8}),
+        ("resnet", {"depth": 8}),
+    ]:
         model = models.build(family, (2, 32, 64), 3, **options).eval()
         assert model(torch.zeros(1, 2, 32, 64)).shape == (1, 3)
 
@@ -271,73 +282,133 @@ def test_attention_is_multi_head_attention():
 
 
 REFUSALS = [
-    ("vgg", MNIST, {},
-     "vgg16 needs images of at least 32x32, this data set's are 28x28: add dataset.pad_to=32"),
+    ("vgg", MNIST, {}, "vgg16 needs images of at least 32x32, this data set's are 28x28: add dataset.pad_to=32"),
     ("vgg", (3, 16, 64), {}, "are 16x64: add dataset.pad_to=64"),
-    ("convfc", (1, 8, 8), {},
-     "convfc needs images of at least 15x15, this data set's are 8x8: add dataset.pad_to=15"),
+    ("convfc", (1, 8, 8), {}, "convfc needs images of at least 15x15, this data set's are 8x8: add dataset.pad_to=15"),
     ("resnet", (1, 2, 2), {}, "resnet20 needs images of at least 4x4"),
     ("preresnet", (1, 2, 2), {}, "preresnet110 needs images of at least 4x4"),
     ("wrn", (1, 2, 2), {}, "wrn28-10 needs images of at least 4x4"),
     ("vgg", CIFAR, {"depth": 15}, "vgg has no depth 15: set architecture.depth to 11, 13, 16 or 19"),
-    ("resnet", CIFAR, {"depth": 18},
-     "resnet has no depth 18, it must be 6n + 2: set architecture.depth to 20, 32, 44, 56 or 110"),
+    (
+        "resnet",
+        CIFAR,
+        {"depth": 18},
+        "resnet has no depth 18, it must be 6n + 2: set architecture.depth to 20, 32, 44, 56 or 110",
+    ),
     ("resnet", CIFAR, {"depth": 2}, "resnet has no depth 2,"),
-    ("resnet", CIFAR, {"norm": "group"},
-     "resnet has no norm 'group': set architecture.norm to batch, layer, none"),
-    ("preresnet", CIFAR, {"depth": 50},
-     "preresnet has no depth 50, it must be 6n + 2 below 44 and 9n + 2 from there on: set"),
+    ("resnet", CIFAR, {"norm": "group"}, "resnet has no norm 'group': set architecture.norm to batch, layer, none"),
+    (
+        "preresnet",
+        CIFAR,
+        {"depth": 50},
+        "preresnet has no depth 50, it must be 6n + 2 below 44 and 9n + 2 from there on: set",
+    ),
     ("preresnet", CIFAR, {"depth": 21}, "preresnet has no depth 21,"),
-    ("wrn", CIFAR, {"depth": 20},
-     "wrn has no depth 20, it must be 6n + 4: set architecture.depth to 10, 16, 22, 28 or 40"),
-    ("vit", CIFAR, {"patch": 5},
-     "vit cannot cut this data set's 32x32 images into 5x5 patches: set architecture.patch to a divisor of "
-     "both sides or dataset.pad_to=35"),
-    ("vit", CIFAR, {"dim": 100},
-     "vit cannot share dim 100 among 3 heads: set architecture.dim to a multiple of heads, such as 102"),
+    (
+        "wrn",
+        CIFAR,
+        {"depth": 20},
+        "wrn has no depth 20, it must be 6n + 4: set architecture.depth to 10, 16, 22, 28 or 40",
+    ),
+    (
+        "vit",
+        CIFAR,
+        {"patch": 5},
+        "vit cannot cut this data set's 32x32 images into 5x5 patches: set architecture.patch to a divisor of "
+        "both sides or dataset.pad_to=35",
+    ),
+    (
+        "vit",
+        CIFAR,
+        {"dim": 100},
+        "vit cannot share dim 100 among 3 heads: set architecture.dim to a multiple of heads, such as 102",
+    ),
     ("mlp", CIFAR, {"activation": "swish"}, "mlp has no activation 'swish': use relu, gelu, tanh"),
-    ("mlp", CIFAR, {"widht": 3},
-     "mlp has no option 'widht' (did you mean width?): use width, depth, activation"),
+    ("mlp", CIFAR, {"widht": 3}, "mlp has no option 'widht' (did you mean width?): use width, depth, activation"),
     ("convfc", CIFAR, {"depth": 3}, "convfc has no option 'depth': it takes none"),
-    ("resnets", CIFAR, {},
-     "there is no architecture family 'resnets' (did you mean resnet?): use mlp, convfc"),
-    ("torchvision", MNIST, {},
-     "torchvision's resnet18 takes images of 3 channels, this data set's have 1: use another data set"),
-    ("torchvision", CIFAR, {"model": "resnet8"},
-     "torchvision has no classifier 'resnet8': set architecture.model to resnet18"),
+    ("resnets", CIFAR, {}, "there is no architecture family 'resnets' (did you mean resnet?): use mlp, convfc"),
+    (
+        "torchvision",
+        MNIST,
+        {},
+        "torchvision's resnet18 takes images of 3 channels, this data set's have 1: use another data set",
+    ),
+    (
+        "torchvision",
+        CIFAR,
+        {"model": "resnet8"},
+        "torchvision has no classifier 'resnet8': set architecture.model to resnet18",
+    ),
     ("torchvision", CIFAR, {"model": "deeplabv3_resnet50"}, "has no classifier 'deeplabv3_resnet50'"),
-    ("torchvision", CIFAR, {"kwargs": {"colour": 1}},
-     "argument 'colour'): correct them"),
+    ("torchvision", CIFAR, {"kwargs": {"colour": 1}}, "argument 'colour'): correct them"),
     ("torchvision", CIFAR, {"kwargs": {"weights": "DEFAULT"}}, "remove weights from architecture.kwargs"),
     ("torchvision", CIFAR, {"model": "googlenet", "kwargs": {"aux_logits": True}}, "remove aux_logits"),
-    ("torchvision", (3, 4, 4), {"model": "squeezenet1_1"},
-     "torchvision's squeezenet1_1 cannot take this data set's examples of shape (3, 4, 4) (RuntimeError: "),
-    ("custom", CIFAR, {"target": "nowhere"},
-     "custom architecture has no usable target 'nowhere': set architecture.target"),
-    ("custom", CIFAR, {"target": "no_such_module_anywhere:Net"},
-     "no_such_module_anywhere cannot be imported (ModuleNotFoundError: No module named"),
-    ("custom", CIFAR, {"target": "nowhere/net.py:Net"},
-     "net.py does not exist: correct architecture.target"),
-    ("custom", CIFAR, {"target": "torch.nn:Identitty"},
-     "torch.nn has no Identitty (did you mean Identity?): correct architecture.target"),
-    ("custom", CIFAR, {"target": "torch:pi"},
-     "torch:pi is a float object, not something that makes a network"),
-    ("custom", CIFAR, {"target": "collections:OrderedDict"},
-     "collections:OrderedDict returned OrderedDict, not a torch.nn.Module: point architecture.target"),
-    ("custom", CIFAR, {"target": "torch.nn:Linear", "kwargs": {"in_features": 3}},
-     "missing a required argument: 'out_features'): correct architecture.kwargs"),
-    ("custom", CIFAR, {"target": "torch.nn:Linear", "kwargs": {"in_features": 3, "out_features": -1}},
-     "torch.nn:Linear failed (RuntimeError: "),
-    ("custom", CIFAR, {"target": "torch.nn:Identity"},
-     "torch.nn:Identity answers two examples of shape (3, 32, 32) with (2, 3, 32, 32), not logits of shape "
-     "(2, 10): change it"),
-    ("custom", CIFAR, {"target": "torch.nn:Linear", "kwargs": {"in_features": 3, "out_features": 10}},
-     "torch.nn:Linear cannot take this data set's examples of shape (3, 32, 32) (RuntimeError: "),
+    (
+        "torchvision",
+        (3, 4, 4),
+        {"model": "squeezenet1_1"},
+        "torchvision's squeezenet1_1 cannot take this data set's examples of shape (3, 4, 4) (RuntimeError: ",
+    ),
+    (
+        "custom",
+        CIFAR,
+        {"target": "nowhere"},
+        "custom architecture has no usable target 'nowhere': set architecture.target",
+    ),
+    (
+        "custom",
+        CIFAR,
+        {"target": "no_such_module_anywhere:Net"},
+        "no_such_module_anywhere cannot be imported (ModuleNotFoundError: No module named",
+    ),
+    ("custom", CIFAR, {"target": "nowhere/net.py:Net"}, "net.py does not exist: correct architecture.target"),
+    (
+        "custom",
+        CIFAR,
+        {"target": "torch.nn:Identitty"},
+        "torch.nn has no Identitty (did you mean Identity?): correct architecture.target",
+    ),
+    ("custom", CIFAR, {"target": "torch:pi"}, "torch:pi is a float object, not something that makes a network"),
+    (
+        "custom",
+        CIFAR,
+        {"target": "collections:OrderedDict"},
+        "collections:OrderedDict returned OrderedDict, not a torch.nn.Module: point architecture.target",
+    ),
+    (
+        "custom",
+        CIFAR,
+        {"target": "torch.nn:Linear", "kwargs": {"in_features": 3}},
+        "missing a required argument: 'out_features'): correct architecture.kwargs",
+    ),
+    (
+        "custom",
+        CIFAR,
+        {"target": "torch.nn:Linear", "kwargs": {"in_features": 3, "out_features": -1}},
+        "torch.nn:Linear failed (RuntimeError: ",
+    ),
+    (
+        "custom",
+        CIFAR,
+        {"target": "torch.nn:Identity"},
+        "torch.nn:Identity answers two examples of shape (3, 32, 32) with (2, 3, 32, 32), not logits of shape "
+        "(2, 10): change it",
+    ),
+    (
+        "custom",
+        CIFAR,
+        {"target": "torch.nn:Linear", "kwargs": {"in_features": 3, "out_features": 10}},
+        "torch.nn:Linear cannot take this data set's examples of shape (3, 32, 32) (RuntimeError: ",
+    ),
 ]
 REFUSALS += [
-    (family, (2,), {},
-     "needs images (channels, height, width), this data set's examples have shape (2,): use an architecture "
-     "for vectors, such as architecture=mlp")
+    (
+        family,
+        (2,),
+        {},
+        "needs images (channels, height, width), this data set's examples have shape (2,): use an architecture "
+        "for vectors, such as architecture=mlp",
+    )
     for family in ("convfc", "vgg", "resnet", "preresnet", "wrn", "vit", "torchvision")
 ]
 
@@ -355,12 +426,14 @@ def test_refusals_are_one_clear_line(family, in_shape, options, message):
 @pytest.mark.parametrize("config", schema.Architecture.__subclasses__())
 def test_builders_agree_with_the_schema(config):
     fields = {
-        field.name: getattr(config(), field.name) for field in dataclasses.fields(config)
+        field.name: getattr(config(), field.name)
+        for field in dataclasses.fields(config)
         if field.name not in ("name", "family")
     }
     parameters = inspect.signature(models.BUILDERS[str(config().family)]).parameters
     defaults = {
-        name: parameter.default for name, parameter in parameters.items()
+        name: parameter.default
+        for name, parameter in parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
     defaults = {name: {} if name == "kwargs" else default for name, default in defaults.items()}
@@ -486,7 +559,10 @@ def test_googlenet_trains_on_plain_logits():
 def run_python(code):
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 

@@ -180,9 +180,7 @@ def _fits(option: str, size: int, most: int, why: str) -> None:
 
 def _padded_shape(shape: tuple[int, ...], side: int) -> tuple[int, ...]:
     if len(shape) != 3:
-        raise UserError(
-            f"dataset.pad_to={side} is for images (C, H, W) and the examples have shape {shape}; unset it"
-        )
+        raise UserError(f"dataset.pad_to={side} is for images (C, H, W) and the examples have shape {shape}; unset it")
     if side < max(shape[1:]):
         raise UserError(
             f"dataset.pad_to={side} is smaller than the {shape[1]}x{shape[2]} images; "

@@ -77,9 +77,7 @@ def _npz(path: Path) -> dict[str, NDArray[Any]]:
             return {k: archive[k] if k in KEYS else np.empty(0) for k in archive.files}
     except Exception as error:  # a damaged archive can raise anything
         hint = "convert object arrays to numbers" if "bject arrays" in str(error) else "write the file again"
-        raise _refused(
-            f"{path}: cannot be read as .npz ({path.stat().st_size} bytes): {error}; {hint}"
-        ) from error
+        raise _refused(f"{path}: cannot be read as .npz ({path.stat().st_size} bytes): {error}; {hint}") from error
 
 
 def _safetensors(path: Path) -> dict[str, NDArray[Any]]:
@@ -94,8 +92,7 @@ def _safetensors(path: Path) -> dict[str, NDArray[Any]]:
             return {k: array(archive.get_tensor(k)) if k in KEYS else np.empty(0) for k in archive.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise _refused(
-            f"{path}: cannot be read as .safetensors ({path.stat().st_size} bytes): "
-            f"{error}; write the file again"
+            f"{path}: cannot be read as .safetensors ({path.stat().st_size} bytes): {error}; write the file again"
         ) from error
 
 

@@ -73,8 +73,13 @@ class Evaluator:
         return {name: self.score(split) for name, split in self.splits.items()}
 
     @torch.no_grad()
-    def at(self, control_points: Tensor, coefficients: Array, rests: list[dict[str, Tensor]],
-           fixed: tuple[bool, bool] = (True, True)) -> dict[str, Scores]:
+    def at(
+        self,
+        control_points: Tensor,
+        coefficients: Array,
+        rests: list[dict[str, Tensor]],
+        fixed: tuple[bool, bool] = (True, True),
+    ) -> dict[str, Scores]:
         """Scores at w = c @ W.
 
         Args:
@@ -129,8 +134,12 @@ def search_maximum(f: Callable[[float], float], t: Array, values: Array, evaluat
     best = int(np.argmax(values))
     bounds = (float(t[max(best - 1, 0)]), float(t[min(best + 1, len(t) - 1)]))
     if evaluations:
-        minimize_scalar(lambda s: -f(float(s)), bounds=bounds, method="bounded",
-                        options={"maxiter": evaluations, "xatol": 1e-4 * (bounds[1] - bounds[0])})
+        minimize_scalar(
+            lambda s: -f(float(s)),
+            bounds=bounds,
+            method="bounded",
+            options={"maxiter": evaluations, "xatol": 1e-4 * (bounds[1] - bounds[0])},
+        )
 
 
 def require_same(recorded: dict[str, float], measured: dict[str, float], where: str, rtol: float = 1e-4) -> None:
@@ -143,5 +152,7 @@ def require_same(recorded: dict[str, float], measured: dict[str, float], where: 
     for key, value in recorded.items():
         slack = rtol * max(abs(value), 1e-3) + (0.05 if key.endswith("_error") else 0.0)
         if not abs(measured[key] - value) <= slack:
-            raise RunFailed(f"{where} does not reproduce its endpoint: {key} is {measured[key]:.6g}, recorded "
-                            f"{value:.6g}. The checkpoint and the data or settings it was measured with differ.")
+            raise RunFailed(
+                f"{where} does not reproduce its endpoint: {key} is {measured[key]:.6g}, recorded "
+                f"{value:.6g}. The checkpoint and the data or settings it was measured with differ."
+            )

@@ -71,7 +71,7 @@ def barrier_intervals(t: Array, L: Array, resampled: Array, confidence: float) -
 
 
 def verdict(barrier: dict[str, float], below: float) -> str:
-    """"yes" when the whole interval lies under the threshold, "no" when none of it does, else "undecided"."""
+    """ "yes" when the whole interval lies under the threshold, "no" when none of it does, else "undecided"."""
     if barrier["high"] < below:
         return "yes"
     return "no" if barrier["low"] >= below else "undecided"

@@ -45,7 +45,8 @@ def build(family: str, in_shape: tuple[int, ...], classes: int, **options: Any) 
         raise UserError(f"there is no architecture family {family!r}{hint}: use {', '.join(BUILDERS)}")
     builder = BUILDERS[family]
     allowed = {
-        name: None for name, parameter in inspect.signature(builder).parameters.items()
+        name: None
+        for name, parameter in inspect.signature(builder).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
     for option in options:

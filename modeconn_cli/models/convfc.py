@@ -23,8 +23,10 @@ class ConvFC(nn.Module):
             self.features.append(nn.MaxPool2d(kernel_size=3, stride=2))
             channels, height, width = out_channels, (height - 1) // 2, (width - 1) // 2
         self.classifier = nn.Sequential(
-            nn.Linear(channels * height * width, HIDDEN), nn.ReLU(),
-            nn.Linear(HIDDEN, HIDDEN), nn.ReLU(),
+            nn.Linear(channels * height * width, HIDDEN),
+            nn.ReLU(),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.ReLU(),
             nn.Linear(HIDDEN, classes),
         )
         he_normal_convs(self)

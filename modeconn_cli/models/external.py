@@ -28,8 +28,9 @@ PLAIN_LOGITS: dict[str, dict[str, Any]] = {
 }
 
 
-def build_torchvision(in_shape: tuple[int, ...], classes: int, *, model: str = "resnet18",
-                      kwargs: Mapping[str, Any] | None = None) -> nn.Module:
+def build_torchvision(
+    in_shape: tuple[int, ...], classes: int, *, model: str = "resnet18", kwargs: Mapping[str, Any] | None = None
+) -> nn.Module:
     """torchvision's classifier of that name, untrained: (N, 3, H, W) -> (N, classes).
 
     Raises:
@@ -69,8 +70,9 @@ def build_torchvision(in_shape: tuple[int, ...], classes: int, *, model: str = "
     return net
 
 
-def build_custom(in_shape: tuple[int, ...], classes: int, *, target: str = "",
-                 kwargs: Mapping[str, Any] | None = None) -> nn.Module:
+def build_custom(
+    in_shape: tuple[int, ...], classes: int, *, target: str = "", kwargs: Mapping[str, Any] | None = None
+) -> nn.Module:
     """The module that ``target`` makes: (N, *in_shape) -> (N, classes).
 
     ``target`` is "package.module:name" or "path/to/file.py:name", relative to the working directory, which is
@@ -195,16 +197,21 @@ def _attribute(module: ModuleType, target: str) -> Callable[..., Any]:
     return found
 
 
-def _call(target: str, make: Callable[..., Any], in_shape: tuple[int, ...], classes: int,
-          kwargs: dict[str, Any]) -> Any:
+def _call(
+    target: str, make: Callable[..., Any], in_shape: tuple[int, ...], classes: int, kwargs: dict[str, Any]
+) -> Any:
     offered = {
-        "in_shape": in_shape, "input_shape": in_shape, "in_channels": in_shape[0],
-        "classes": classes, "num_classes": classes,
+        "in_shape": in_shape,
+        "input_shape": in_shape,
+        "in_channels": in_shape[0],
+        "classes": classes,
+        "num_classes": classes,
     }
     signature = _signature(make)
     if signature is not None:
         by_name = {
-            name for name, parameter in signature.parameters.items()
+            name
+            for name, parameter in signature.parameters.items()
             if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         }
         kwargs = {name: value for name, value in offered.items() if name in by_name} | kwargs
@@ -219,8 +226,7 @@ def _call(target: str, make: Callable[..., Any], in_shape: tuple[int, ...], clas
         return make(**kwargs)
     except Exception as error:
         raise UserError(
-            f"{target} failed ({type(error).__name__}: {_first_line(error)}): correct it or "
-            "architecture.kwargs"
+            f"{target} failed ({type(error).__name__}: {_first_line(error)}): correct it or architecture.kwargs"
         ) from error
 
 

@@ -28,8 +28,9 @@ class MLP(nn.Module):
         return self.head(self.hidden(x.flatten(1)))
 
 
-def build(in_shape: tuple[int, ...], classes: int, *, width: int = 256, depth: int = 2,
-          activation: str = "relu") -> MLP:
+def build(
+    in_shape: tuple[int, ...], classes: int, *, width: int = 256, depth: int = 2, activation: str = "relu"
+) -> MLP:
     """An :class:`MLP`; depth 0 is a linear classifier. Raises UserError for an unknown activation."""
     if activation not in ACTIVATIONS:
         raise UserError(f"mlp has no activation {activation!r}: use {', '.join(ACTIVATIONS)}")

@@ -69,8 +69,9 @@ class Bottleneck(nn.Module):
 class PreResNet(nn.Module):
     """Images (N, C, H, W) of at least 4x4 -> logits (N, classes)."""
 
-    def __init__(self, channels: int, classes: int, block: type[BasicBlock | Bottleneck],
-                 blocks_per_stage: int) -> None:
+    def __init__(
+        self, channels: int, classes: int, block: type[BasicBlock | Bottleneck], blocks_per_stage: int
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, CHANNELS[0], 3, padding=1, bias=False)
         self.blocks = nn.Sequential()

@@ -94,8 +94,9 @@ class ResNet(nn.Module):
         return self.head(x.mean(dim=(2, 3)))
 
 
-def build(in_shape: tuple[int, ...], classes: int, *, depth: int = 20, width: float = 1.0,
-          norm: str = "batch") -> ResNet:
+def build(
+    in_shape: tuple[int, ...], classes: int, *, depth: int = 20, width: float = 1.0, norm: str = "batch"
+) -> ResNet:
     """A :class:`ResNet`.
 
     Raises:

@@ -20,8 +20,9 @@ class VGG(nn.Module):
     ``width`` multiplies the channels of the convolutions and the units of the classifier's hidden layers.
     """
 
-    def __init__(self, in_shape: tuple[int, int, int], classes: int, depth: int, batch_norm: bool,
-                 width: float) -> None:
+    def __init__(
+        self, in_shape: tuple[int, int, int], classes: int, depth: int, batch_norm: bool, width: float
+    ) -> None:
         super().__init__()
         channels, image_height, image_width = in_shape
         self.features = nn.Sequential()
@@ -37,8 +38,12 @@ class VGG(nn.Module):
         flat = channels * (image_height // SHRINKS) * (image_width // SHRINKS)
         hidden = scaled(HIDDEN, width)
         self.classifier = nn.Sequential(
-            nn.Dropout(), nn.Linear(flat, hidden), nn.ReLU(),
-            nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(flat, hidden),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
             nn.Linear(hidden, classes),
         )
         he_normal_convs(self)
@@ -47,8 +52,9 @@ class VGG(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-def build(in_shape: tuple[int, ...], classes: int, *, depth: int = 16, batch_norm: bool = False,
-          width: float = 1.0) -> VGG:
+def build(
+    in_shape: tuple[int, ...], classes: int, *, depth: int = 16, batch_norm: bool = False, width: float = 1.0
+) -> VGG:
     """A :class:`VGG`. Raises UserError for another depth, for vectors and for images smaller than 32x32."""
     if depth not in CONVS_PER_STAGE:
         raise UserError(f"vgg has no depth {depth}: set architecture.depth to 11, 13, 16 or 19")

@@ -47,8 +47,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
         self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(hidden, dim), nn.Dropout(dropout),
+            nn.Linear(dim, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, dim),
+            nn.Dropout(dropout),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,8 +62,17 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images (N, C, H, W) -> logits (N, classes), read off a class token after a last LayerNorm."""
 
-    def __init__(self, in_shape: tuple[int, int, int], classes: int, patch: int, dim: int, depth: int,
-                 heads: int, mlp_ratio: float, dropout: float) -> None:
+    def __init__(
+        self,
+        in_shape: tuple[int, int, int],
+        classes: int,
+        patch: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        dropout: float,
+    ) -> None:
         super().__init__()
         channels, height, width = in_shape
         tokens = 1 + (height // patch) * (width // patch)
@@ -89,8 +101,17 @@ class ViT(nn.Module):
         return self.head(self.norm(x[:, 0]))
 
 
-def build(in_shape: tuple[int, ...], classes: int, *, patch: int = 4, dim: int = 192, depth: int = 6,
-          heads: int = 3, mlp_ratio: float = 2.0, dropout: float = 0.0) -> ViT:
+def build(
+    in_shape: tuple[int, ...],
+    classes: int,
+    *,
+    patch: int = 4,
+    dim: int = 192,
+    depth: int = 6,
+    heads: int = 3,
+    mlp_ratio: float = 2.0,
+    dropout: float = 0.0,
+) -> ViT:
     """A :class:`ViT`.
 
     Raises:

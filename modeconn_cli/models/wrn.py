@@ -58,12 +58,9 @@ class WRN(nn.Module):
         return self.head(x.mean(dim=(2, 3)))
 
 
-def build(in_shape: tuple[int, ...], classes: int, *, depth: int = 28, widen: int = 10,
-          dropout: float = 0.0) -> WRN:
+def build(in_shape: tuple[int, ...], classes: int, *, depth: int = 28, widen: int = 10, dropout: float = 0.0) -> WRN:
     """A :class:`WRN`. Raises UserError for another depth, for vectors and for images under 4x4."""
     if depth < 10 or (depth - 4) % 6:
-        raise UserError(
-            f"wrn has no depth {depth}, it must be 6n + 4: set architecture.depth to 10, 16, 22, 28 or 40"
-        )
+        raise UserError(f"wrn has no depth {depth}, it must be 6n + 4: set architecture.depth to 10, 16, 22, 28 or 40")
     channels, _, _ = require_images(f"wrn{depth}-{widen}", in_shape, SMALLEST)
     return WRN(channels, classes, depth, widen, dropout)

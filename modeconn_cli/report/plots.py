@@ -31,8 +31,15 @@ def draw(paths: Sequence[PathResult], heading: str) -> Figure:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    settings = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "modeconn",
-                "svg.fonttype": "none", "axes.titlesize": 10, "legend.frameon": False}
+    settings: dict[Any, Any] = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": "modeconn",
+        "svg.fonttype": "none",
+        "axes.titlesize": 10,
+        "legend.frameon": False,
+    }
     with rc_context(settings):
         figure = Figure(figsize=(7.2, 3.3), layout="constrained")
         panels = figure.subplots(1, 2)
@@ -51,8 +58,17 @@ def _panel(axes: Axes, paths: Sequence[PathResult], column: str, name: str) -> N
         band = 1.96 * path.table[f"{column}_se"]
         axes.plot(t, value, line, color=colour, linewidth=1.6, label=path.title)
         axes.fill_between(t, value - band, value + band, color=colour, alpha=0.18, linewidth=0)
-        top = value.idxmax()
-        axes.plot(t[top], value[top], "o", color=colour, markersize=4, markeredgecolor="white", clip_on=False, zorder=4)
+        top = int(value.to_numpy().argmax())
+        axes.plot(
+            t.iloc[top],
+            value.iloc[top],
+            "o",
+            color=colour,
+            markersize=4,
+            markeredgecolor="white",
+            clip_on=False,
+            zorder=4,
+        )
     ends = paths[0].table.iloc[[0, -1]]
     axes.plot(ends["t"], ends[column], "s", color="black", markersize=4, clip_on=False, zorder=5)
     lows = [float(p.table[column].min()) for p in paths]

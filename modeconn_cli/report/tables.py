@@ -26,8 +26,16 @@ def barrier_rows(paths: list[PathResult]) -> list[dict[str, Any]]:
     for metric in BARRIER_METRICS:
         for path in paths:
             column = path.summary["columns"][metric]
-            rows.append({"metric": metric, "path": path.title, "start": column["start"], "end": column["end"],
-                         "max": column["max"], **{c: path.summary["barriers"][metric][c] for c in CONVENTIONS}})
+            rows.append(
+                {
+                    "metric": metric,
+                    "path": path.title,
+                    "start": column["start"],
+                    "end": column["end"],
+                    "max": column["max"],
+                    **{c: path.summary["barriers"][metric][c] for c in CONVENTIONS},
+                }
+            )
     return rows
 
 
@@ -38,9 +46,11 @@ def verdict_sentence(path: PathResult) -> str:
     sign = {"yes": "below", "no": "not below", "undecided": "against"}[v["connected"]]
     level = round(100 * path.summary["intervals"]["confidence"])
     loss = path.summary["barriers"]["train_loss"]["above_line"]
-    return (f"The {path.title.split(',')[0]} {how} {path.summary['task']['endpoints']}: test-error barrier {v['value']:.2f} points "
-            f"[{v['low']:.2f}, {v['high']:.2f}], {sign} {v['below']:g}; train-loss barrier {loss['value']:.4f} "
-            f"[{loss['low']:.4f}, {loss['high']:.4f}] (above_line, {level}% intervals).")
+    return (
+        f"The {path.title.split(',')[0]} {how} {path.summary['task']['endpoints']}: test-error barrier "
+        f"{v['value']:.2f} points [{v['low']:.2f}, {v['high']:.2f}], {sign} {v['below']:g}; train-loss barrier "
+        f"{loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}] (above_line, {level}% intervals)."
+    )
 
 
 def heading(paths: list[PathResult]) -> str:

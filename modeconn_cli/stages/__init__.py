@@ -92,9 +92,16 @@ def _compute(stage: Stage, run: Run, started: float) -> None:
         run.log(f"failed: {error}")
         raise
     more = {
-        "identity": {"stage": stage.name, "version": stage.VERSION, "digest": stage.identity.digest,
-                     "fields": dict(stage.identity.fields), "upstream": list(stage.identity.upstream)},
-        "dataset_sha256": context.checksum, "device": str(context.device), "status": run.status,
+        "identity": {
+            "stage": stage.name,
+            "version": stage.VERSION,
+            "digest": stage.identity.digest,
+            "fields": dict(stage.identity.fields),
+            "upstream": list(stage.identity.upstream),
+        },
+        "dataset_sha256": context.checksum,
+        "device": str(context.device),
+        "status": run.status,
         "seconds": round(time.time() - started, 3),
     }
     run.write_json("provenance.json", runs.provenance(runs.command_line(), [u.result for u in stage.upstream], more))
@@ -127,7 +134,10 @@ class Saver:
 
     @property
     def due(self) -> bool:
-        return bool(self.context.signals.received) or time.monotonic() - self._last > self.context.config.runtime.save_every
+        return (
+            bool(self.context.signals.received)
+            or time.monotonic() - self._last > self.context.config.runtime.save_every
+        )
 
     def stop_if_asked(self) -> None:
         self.context.signals.check()

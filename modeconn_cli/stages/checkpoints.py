@@ -38,12 +38,17 @@ def read_state(file: Path) -> dict[str, Tensor]:
         UserError: the file is damaged, holds no tensors by name, or would run code on being read.
     """
     try:
-        content: Any = safetensors.torch.load_file(file) if file.suffix == ".safetensors" else \
-            torch.load(file, map_location="cpu", weights_only=True)
+        content: Any = (
+            safetensors.torch.load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "weights_only" in str(error).lower() or "GLOBAL" in str(error):
-            raise UserError(f"{file} holds more than tensors and would run code on being read, which is refused; save "
-                            "it as torch.save(model.state_dict(), path) or as safetensors.") from None
+            raise UserError(
+                f"{file} holds more than tensors and would run code on being read, which is refused; save "
+                "it as torch.save(model.state_dict(), path) or as safetensors."
+            ) from None
         raise UserError(f"{file} is not a readable checkpoint; save it again.") from None
     except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(f"{file} is not a readable checkpoint ({_first_line(error)}); save it again.") from None
@@ -52,8 +57,9 @@ def read_state(file: Path) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{file} holds no state_dict: expected tensors by name, plain or under one of "
-                        f"{', '.join(WRAPPERS)}.")
+        raise UserError(
+            f"{file} holds no state_dict: expected tensors by name, plain or under one of {', '.join(WRAPPERS)}."
+        )
     if all(k.startswith("module.") for k in content):
         content = {k.removeprefix("module."): v for k, v in content.items()}
     return dict(content)

@@ -141,7 +141,7 @@ class Context:
     def task_fields(self) -> dict[str, Any]:
         """What identifies the learning task: data set, its content, architecture."""
         dataset, architecture = self.config.dataset, self.config.architecture
-        fields = {
+        fields: dict[str, Any] = {
             "dataset": {"source": str(dataset.source), **fields_off_default(dataset)},
             "data": self.checksum,
             "architecture": {"family": str(architecture.family), **fields_off_default(architecture)},
@@ -168,8 +168,10 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"runtime.device={name} is not a device: use auto, cpu, cuda, cuda:1 or mps.") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"runtime.device={name} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices. "
-                        "`modeconn doctor` shows what there is; runtime.device=auto takes the best.")
+        raise UserError(
+            f"runtime.device={name} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices. "
+            "`modeconn doctor` shows what there is; runtime.device=auto takes the best."
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("runtime.device=mps is not here: runtime.device=auto takes the best there is.")
     return device

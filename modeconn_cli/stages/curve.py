@@ -69,8 +69,16 @@ class FitCurve(Stage):
         ends = end_points(net, self.start, self.end)
         control_points = self._initial(net, ends)
         first, last = int(options.fix_start), len(control_points) - int(options.fix_end)
-        trainer = Trainer(net, self.path, control_points, slice(first, last), self.context.data, options, self.seed,
-                          options.t_sampling)
+        trainer = Trainer(
+            net,
+            self.path,
+            control_points,
+            slice(first, last),
+            self.context.data,
+            options,
+            self.seed,
+            options.t_sampling,
+        )
         fit(trainer, run, self.context)
         named = {f"{k}.{name}": value for k, row in enumerate(control_points) for name, value in net.named(row).items()}
         write_state(run, CHECKPOINT, named, {"path": self.kind, "control_points": str(len(control_points))})
@@ -101,8 +109,10 @@ def read_curve(file: Path, net: FlatModule, kind: str, control_points: int) -> T
     found = read_metadata(file) if file.suffix == ".safetensors" else {}
     wanted = {"path": kind, "control_points": str(control_points)}
     if found != wanted:
-        raise UserError(f"{file} holds {found.get('path', 'no path')} with {found.get('control_points', 'no')} control "
-                        f"points; wanted {kind} with {control_points}: set curve.kind and curve.bends to match.")
+        raise UserError(
+            f"{file} holds {found.get('path', 'no path')} with {found.get('control_points', 'no')} control "
+            f"points; wanted {kind} with {control_points}: set curve.kind and curve.bends to match."
+        )
     names = [f"{k}.{name}" for k in range(control_points) for name in net.names]
     shapes = [shape for _ in range(control_points) for shape in net.shapes]
     if set(names) != set(state) or any(state[n].shape != s for n, s in zip(names, shapes, strict=True)):
@@ -119,13 +129,17 @@ def end_points(net: FlatModule, start: Endpoint, end: Endpoint) -> Tensor:
     states = [start.state(), end.state()]
     W_2p = torch.stack([net.flatten(s) for s in states])
     if torch.equal(W_2p[0], W_2p[1]):
-        raise UserError("the two endpoints are the same point of weight space, so there is no path between them: give two "
-                        "different seeds or checkpoints.")
+        raise UserError(
+            "the two endpoints are the same point of weight space, so there is no path between them: give two "
+            "different seeds or checkpoints."
+        )
     frozen = [n for n, p in net.module.named_parameters() if not p.requires_grad]
     moved = [n for n in frozen if not torch.equal(states[0][n], states[1][n])]
     if moved:
-        raise UserError(f"the endpoints differ in {moved[0]}, which the architecture freezes: frozen weights are not "
-                        "coordinates of a path, so they must agree.")
+        raise UserError(
+            f"the endpoints differ in {moved[0]}, which the architecture freezes: frozen weights are not "
+            "coordinates of a path, so they must agree."
+        )
     return W_2p
 
 

@@ -47,10 +47,15 @@ class Endpoint(Stage):
         for split, s in scores.items():
             metrics[f"{split}_nll"], metrics[f"{split}_error"] = s.means
         write_state(run, CHECKPOINT, net.state())
-        run.write_json("summary.json", {
-            "metrics": metrics, "splits": {k: split_note(evaluator, k) for k in scores},
-            "parameters": len(net.point), **more,
-        })
+        run.write_json(
+            "summary.json",
+            {
+                "metrics": metrics,
+                "splits": {k: split_note(evaluator, k) for k in scores},
+                "parameters": len(net.point),
+                **more,
+            },
+        )
 
 
 class TrainedEndpoint(Endpoint):
@@ -71,8 +76,13 @@ class TrainedEndpoint(Endpoint):
     def fields(self) -> dict[str, Any]:
         options = self.context.config.endpoints
         keep = {k: sorted(set(getattr(options, k))) for k in ("keep_epochs", "keep_steps") if getattr(options, k)}
-        return {**self.context.task_fields(), "recipe": recipe(options), "init_seed": self.init_seed,
-                "data_seed": self.data_seed, **keep}
+        return {
+            **self.context.task_fields(),
+            "recipe": recipe(options),
+            "init_seed": self.init_seed,
+            "data_seed": self.data_seed,
+            **keep,
+        }
 
     @property
     def gradient_steps(self) -> int:  # type: ignore[override]
@@ -96,8 +106,17 @@ class TrainedEndpoint(Endpoint):
         fit(trainer, run, self.context, keep)
         evaluator = self.context.evaluator(net, Interpolation())
         evaluator.reestimate()
-        self.write(run, evaluator, net, {"seed": self.seed, "init_seed": self.init_seed, "data_seed": self.data_seed,
-                                         "gradient_steps": trainer.total_steps})
+        self.write(
+            run,
+            evaluator,
+            net,
+            {
+                "seed": self.seed,
+                "init_seed": self.init_seed,
+                "data_seed": self.data_seed,
+                "gradient_steps": trainer.total_steps,
+            },
+        )
 
 
 class ImportedEndpoint(Endpoint):

@@ -53,7 +53,10 @@ class MeasuredPath(Stage):
         return True, True
 
     def fields(self) -> dict[str, Any]:
-        return {"interpolation": fields_off_default(self.context.config.interpolation), "weight_decay": self.weight_decay}
+        return {
+            "interpolation": fields_off_default(self.context.config.interpolation),
+            "weight_decay": self.weight_decay,
+        }
 
     def compute(self, run: Run) -> None:
         context, options = self.context, self.context.config.interpolation
@@ -86,16 +89,19 @@ class MeasuredPath(Stage):
         for t in grid:
             measure(float(t))
         squared = gram(W_kp)
-        decay = lambda t: self.weight_decay / 2 * paths.geometry(self.path, squared, np.array([t]))[1][0] ** 2  # noqa: E731
-        train_loss = np.array([measured[float(t)]["train"].means[0] + decay(t) for t in grid])
-        search_maximum(lambda t: measure(t)["train"].means[0] + decay(t), grid, train_loss, options.search_max)
+
+        def train_loss(t: float) -> float:
+            _, l2 = paths.geometry(self.path, squared, np.array([t]))
+            return measure(t)["train"].means[0] + self.weight_decay / 2 * float(l2[0]) ** 2
+
+        search_maximum(train_loss, grid, np.array([train_loss(float(t)) for t in grid]), options.search_max)
         context.reporter.progress(total, total, "bootstrap")
 
-        t = np.array(sorted(measured))
-        on_grid = np.isin(t, grid)
-        rows, columns = self._table(t, on_grid, squared, measured)
+        every_t = np.array(sorted(measured))
+        on_grid = np.isin(every_t, grid)
+        rows, columns = self._table(every_t, on_grid, squared, measured)
         run.write_rows("path.csv", rows)
-        run.write_json("summary.json", self._summary(t, on_grid, columns, measured, evaluator))
+        run.write_json("summary.json", self._summary(every_t, on_grid, columns, measured, evaluator))
 
     def _check_end(self, t: float, scores: dict[str, Scores], evaluator: Evaluator) -> None:
         endpoint = self.end if t else self.start
@@ -109,8 +115,9 @@ class MeasuredPath(Stage):
             found[f"{split}_nll"], found[f"{split}_error"] = s.means
         require_same(recorded, found, f"{self.title} at t={t:g}")
 
-    def _table(self, t: Array, on_grid: np.ndarray, squared: Array,
-               measured: dict[float, dict[str, Scores]]) -> tuple[list[dict[str, Any]], dict[str, Array]]:
+    def _table(
+        self, t: Array, on_grid: np.ndarray, squared: Array, measured: dict[float, dict[str, Scores]]
+    ) -> tuple[list[dict[str, Any]], dict[str, Array]]:
         length, l2 = paths.geometry(self.path, squared, t)
         columns = {"t": t, "length": length, "l2": l2}
         errors = {}
@@ -124,18 +131,32 @@ class MeasuredPath(Stage):
             errors[f"{split}_nll_se"] = errors[f"{split}_loss_se"] = nll.std(1, ddof=1) / np.sqrt(n)
             errors[f"{split}_error_se"] = 100 * wrong.std(1, ddof=1) / np.sqrt(n)
         names = ["t", "length", "l2", *METRICS]
-        rows = [{**{k: float(columns[k][i]) for k in names}, **{f"{k}_se": float(errors[f"{k}_se"][i]) for k in METRICS},
-                 "searched": int(not on_grid[i])} for i in range(len(t))]
+        rows = [
+            {
+                **{k: float(columns[k][i]) for k in names},
+                **{f"{k}_se": float(errors[f"{k}_se"][i]) for k in METRICS},
+                "searched": int(not on_grid[i]),
+            }
+            for i in range(len(t))
+        ]
         return rows, columns
 
-    def _summary(self, t: Array, on_grid: np.ndarray, columns: dict[str, Array],
-                 measured: dict[float, dict[str, Scores]], evaluator: Evaluator) -> dict[str, Any]:
+    def _summary(
+        self,
+        t: Array,
+        on_grid: np.ndarray,
+        columns: dict[str, Array],
+        measured: dict[float, dict[str, Scores]],
+        evaluator: Evaluator,
+    ) -> dict[str, Any]:
         options = self.context.config.interpolation
         length = columns["length"]
         barriers: dict[str, Any] = {}
         for split in SPLITS:
-            per_example = {"nll": torch.stack([measured[s][split].nll for s in t]),
-                           "error": 100 * torch.stack([measured[s][split].wrong for s in t]).double()}
+            per_example = {
+                "nll": torch.stack([measured[s][split].nll for s in t]),
+                "error": 100 * torch.stack([measured[s][split].wrong for s in t]).double(),
+            }
             resampled = {k: resampled_means(v, options.bootstrap) for k, v in per_example.items()}
             resampled["loss"] = resampled["nll"] + (columns[f"{split}_loss"] - columns[f"{split}_nll"])
             for metric in ("loss", "nll", "error"):
@@ -144,21 +165,36 @@ class MeasuredPath(Stage):
         found = barriers["test_error"]["above_line"]
         return {
             "path": self.title,
-            "task": {"dataset": self.context.config.dataset.name, "architecture": self.context.config.architecture.name,
-                     "endpoints": " and ".join(e.short_name for e in (self.start, self.end))},
+            "task": {
+                "dataset": self.context.config.dataset.name,
+                "architecture": self.context.config.architecture.name,
+                "endpoints": " and ".join(e.short_name for e in (self.start, self.end)),
+            },
             "columns": {k: _statistics(columns[k], on_grid, length) for k in ("l2", *METRICS)},
             "barriers": barriers,
-            "intervals": {"method": "percentile bootstrap over examples", "resamples": options.bootstrap,
-                          "confidence": options.confidence},
-            "maximum": {"t": float(t[columns["train_loss"].argmax()]), "of": "train_loss",
-                        "searched_between_grid_points": options.search_max > 0},
+            "intervals": {
+                "method": "percentile bootstrap over examples",
+                "resamples": options.bootstrap,
+                "confidence": options.confidence,
+            },
+            "maximum": {
+                "t": float(t[columns["train_loss"].argmax()]),
+                "of": "train_loss",
+                "searched_between_grid_points": options.search_max > 0,
+            },
             "grid_points": options.points,
-            "verdict": {"connected": verdict(found, options.connected_below), "metric": "test_error",
-                        "convention": "above_line", "below": options.connected_below, **found},
+            "verdict": {
+                "connected": verdict(found, options.connected_below),
+                "metric": "test_error",
+                "convention": "above_line",
+                "below": options.connected_below,
+                **found,
+            },
             "splits": {k: split_note(evaluator, k) for k in SPLITS},
             "weight_decay": self.weight_decay,
             "batch_norm": f"{options.batch_norm} at inner points, the endpoints' own at the ends"
-            if evaluator.has_batch_norm else "none",
+            if evaluator.has_batch_norm
+            else "none",
             "length": float(length[-1]),
         }
 
@@ -199,7 +235,7 @@ class MeasuredCurve(MeasuredPath):
         self.curve = curve
 
     @property
-    def title(self) -> str:  # type: ignore[override]
+    def title(self) -> str:
         bends = self.context.config.curve.bends
         kind = {"bezier": "Bezier curve", "chain": "polygonal chain"}[self.curve.kind]
         return f"{kind}, {bends} bend{'s' if bends > 1 else ''}"
@@ -224,18 +260,30 @@ class MeasuredCurve(MeasuredPath):
 def _statistics(values: Array, on_grid: np.ndarray, length: Array) -> dict[str, float]:
     """Ends, extremes over every point, mean over the uniform grid, and integral over arc length."""
     return {
-        "start": float(values[0]), "end": float(values[-1]), "min": float(values.min()), "max": float(values.max()),
-        "mean": float(values[on_grid].mean()), "integral": float(np.trapezoid(values, length)),
+        "start": float(values[0]),
+        "end": float(values[-1]),
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "mean": float(values[on_grid].mean()),
+        "integral": float(np.trapezoid(values, length)),
     }
 
 
 def _pack(measured: dict[float, dict[str, Scores]]) -> dict[str, Any]:
-    return {"t": list(measured), **{f"{split}_{part}": torch.stack([getattr(m[split], part) for m in measured.values()])
-                                    for split in SPLITS for part in ("nll", "wrong")}}
+    return {
+        "t": list(measured),
+        **{
+            f"{split}_{part}": torch.stack([getattr(m[split], part) for m in measured.values()])
+            for split in SPLITS
+            for part in ("nll", "wrong")
+        },
+    }
 
 
 def _unpack(state: dict[str, Any] | None) -> dict[float, dict[str, Scores]]:
     if state is None:
         return {}
-    return {t: {split: Scores(state[f"{split}_nll"][i], state[f"{split}_wrong"][i]) for split in SPLITS}
-            for i, t in enumerate(state["t"])}
+    return {
+        t: {split: Scores(state[f"{split}_nll"][i], state[f"{split}_wrong"][i]) for split in SPLITS}
+        for i, t in enumerate(state["t"])
+    }

@@ -31,8 +31,16 @@ class Plan:
         for stage in self.stages:
             run = stage.locate(force and stage in self.own)
             steps = stage.gradient_steps
-            rows.append({"stage": stage.name, "name": stage.label, "status": run.status, "why": run.why,
-                         "directory": str(run.folder), "gradient_steps": 0 if run.status == "cached" else steps})
+            rows.append(
+                {
+                    "stage": stage.name,
+                    "name": stage.label,
+                    "status": run.status,
+                    "why": run.why,
+                    "directory": str(run.folder),
+                    "gradient_steps": 0 if run.status == "cached" else steps,
+                }
+            )
         return rows
 
     def execute(self) -> dict[str, Any]:
@@ -41,8 +49,15 @@ class Plan:
         with self.context.signals.caught():
             for stage in self.stages:
                 run = execute(stage, self.context.config.runtime.force and stage in self.own)
-                rows.append({"stage": stage.name, "name": stage.label, "status": run.status, "why": run.why,
-                             "directory": str(run.folder)})
+                rows.append(
+                    {
+                        "stage": stage.name,
+                        "name": stage.label,
+                        "status": run.status,
+                        "why": run.why,
+                        "directory": str(run.folder),
+                    }
+                )
         return {"stages": rows, **self._findings()}
 
     def _findings(self) -> dict[str, Any]:
@@ -70,12 +85,16 @@ def make_plan(command: str, config: Config, reporter: Reporter) -> Plan:
     if command == "train-endpoints":
         return Plan(context, [*endpoints], [*endpoints])
     if len(endpoints) != 2:
-        raise UserError(f"{command} joins two endpoints, and {len(endpoints)} are given: use endpoints.seeds=[0,1], or sweep "
-                        "pairs with --multirun 'endpoints.seeds=[0,1],[2,3]'.")
+        raise UserError(
+            f"{command} joins two endpoints, and {len(endpoints)} are given: use endpoints.seeds=[0,1], or sweep "
+            "pairs with --multirun 'endpoints.seeds=[0,1],[2,3]'."
+        )
     start, end = endpoints
     if start.identity.digest == end.identity.digest:
-        raise UserError("both endpoints are the same network (same seeds or same file), so there is no path between them: "
-                        "give two different endpoints.seeds or endpoints.checkpoints.")
+        raise UserError(
+            "both endpoints are the same network (same seeds or same file), so there is no path between them: "
+            "give two different endpoints.seeds or endpoints.checkpoints."
+        )
     segment = Segment(context, start, end)
     if command == "interpolate" or (command == "evaluate" and config.interpolation.path is PathOf.segment):
         own: list[Stage] = [segment, Plot(context, [segment])]
@@ -93,16 +112,20 @@ def _endpoints(context: Context) -> list[Endpoint]:
     options, seed = context.config.endpoints, context.config.seed
     if options.checkpoints is not None:
         if options.seeds is not None:
-            raise UserError("endpoints.checkpoints and endpoints.seeds are both given: endpoints come from files or from "
-                            "training; drop one.")
+            raise UserError(
+                "endpoints.checkpoints and endpoints.seeds are both given: endpoints come from files or from "
+                "training; drop one."
+            )
         imported = [ImportedEndpoint(context, file) for file in options.checkpoints]
         for endpoint in imported:
             endpoint.check()
         return [*imported]
     seeds = [2 * seed, 2 * seed + 1] if options.seeds is None else options.seeds
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"endpoints.seeds={seeds} names a seed twice, and equal seeds give identical endpoints: give different "
-                        "ones.")
+        raise UserError(
+            f"endpoints.seeds={seeds} names a seed twice, and equal seeds give identical endpoints: give different "
+            "ones."
+        )
     if not seeds:
         raise UserError("endpoints.seeds=[] names no endpoint; give seeds, as endpoints.seeds=[0,1].")
     return [TrainedEndpoint(context, s) for s in seeds]

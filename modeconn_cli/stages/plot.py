@@ -63,19 +63,25 @@ def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Pa
         raise UserError(f"--output {output}: end it in .png, .svg or .pdf.")
     measured = [r for r in runs.find_all(root) if r.stage in MEASURED and r.status == "done"]
     if not measured:
-        raise UserError(f"nothing has been measured under {root}/ yet: `modeconn fit-curve` or `modeconn interpolate` first.")
+        raise UserError(
+            f"nothing has been measured under {root}/ yet: `modeconn fit-curve` or `modeconn interpolate` first."
+        )
     if len(wanted) > 1:
         chosen = [runs.require_done(runs.find(root, w)) for w in wanted]
         unmeasured = [str(r.folder) for r in chosen if r.stage not in MEASURED]
         if unmeasured:
-            raise UserError(f"{unmeasured[0]} is not a measured path; several runs must each be of {' or '.join(MEASURED)}.")
+            raise UserError(
+                f"{unmeasured[0]} is not a measured path; several runs must each be of {' or '.join(MEASURED)}."
+            )
     else:
         origin = runs.find(root, wanted[0]) if wanted else measured[-1]
         ends = endpoints_of(origin)
         newest = {r.name: r for r in measured if endpoints_of(r) == ends}  # the last version of each
         chosen = sorted(newest.values(), key=lambda r: (r.stage != "interpolate", r.name))
         if not chosen or not ends:
-            raise UserError(f"{origin.folder}: no path between its endpoints has been measured; `modeconn fit-curve` does it.")
+            raise UserError(
+                f"{origin.folder}: no path between its endpoints has been measured; `modeconn fit-curve` does it."
+            )
     folders = [r.folder for r in chosen]
     if output is not None:
         with runs.writable(output):
@@ -88,7 +94,9 @@ def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Pa
         if run.status != "cached":
             with runs.writable(run.folder):
                 draw_into(run, folders)
-                run.write_json("provenance.json", runs.provenance(runs.command_line(), [Run(f, "cached", "") for f in folders], {}))
+                run.write_json(
+                    "provenance.json", runs.provenance(runs.command_line(), [Run(f, "cached", "") for f in folders], {})
+                )
                 run.finish()
     return [run.folder / "plot.png", run.folder / "plot.svg"]
 

@@ -70,8 +70,17 @@ class Trainer:
     The object's whole state goes through :meth:`state` and :meth:`load`; resumed training is bit-identical.
     """
 
-    def __init__(self, net: FlatModule, path: Path, control_points: Tensor, trained: slice, data: Data,
-                 recipe: Training, seed: int, sampling: Sampling = Sampling.stratified) -> None:
+    def __init__(
+        self,
+        net: FlatModule,
+        path: Path,
+        control_points: Tensor,
+        trained: slice,
+        data: Data,
+        recipe: Training,
+        seed: int,
+        sampling: Sampling = Sampling.stratified,
+    ) -> None:
         self.net, self.path, self.W_kp, self.trained = net, path, control_points, trained
         self.data, self.recipe, self.seed, self.sampling = data, recipe, seed, sampling
         self.device = control_points.device
@@ -132,8 +141,11 @@ class Trainer:
             torch.mv(self.W_kp.T, c, out=self.net.point)
         with precision(self.recipe.precision, self.device):
             logits = self.net(x)
-            loss = F.cross_entropy(logits.float() if logits.dtype is torch.bfloat16 else logits, y,
-                                   label_smoothing=self.recipe.label_smoothing)
+            loss = F.cross_entropy(
+                logits.float() if logits.dtype is torch.bfloat16 else logits,
+                y,
+                label_smoothing=self.recipe.label_smoothing,
+            )
         gradient = self.net.differentiate(loss)
         self._set_rows_gradient(gradient, c[self.trained])
         self._optimizer.param_groups[0]["lr"] = self.lr
@@ -152,31 +164,38 @@ class Trainer:
     def require_finite(self) -> None:
         """Raise RunFailed when a loss since the last look was NaN or infinite."""
         first = self._checked % self.steps_per_epoch
-        fresh = self._losses[first:first + self.step - self._checked]
+        fresh = self._losses[first : first + self.step - self._checked]
         bad = (~torch.isfinite(fresh)).nonzero()
         if len(bad):
             step = self._checked + int(bad[0]) + 1
             lr = learning_rate(self.recipe, step - 1, self.steps_per_epoch)
-            raise RunFailed(f"the loss became {float(fresh[int(bad[0])]):g} at step {step} of {self.total_steps} with "
-                            f"learning rate {lr:g}; the last good state is kept. Try a lower lr or a warm-up.")
+            raise RunFailed(
+                f"the loss became {float(fresh[int(bad[0])]):g} at step {step} of {self.total_steps} with "
+                f"learning rate {lr:g}; the last good state is kept. Try a lower lr or a warm-up."
+            )
         self._checked = self.step
 
     def _end_epoch(self, index: int) -> None:
         batches = torch.full((self.steps_per_epoch,), self.recipe.batch_size, dtype=torch.float64)
-        batches[-1] = min(len(self.data.train) - (self.steps_per_epoch - 1) * self.recipe.batch_size,
-                          self.recipe.batch_size)
+        batches[-1] = min(
+            len(self.data.train) - (self.steps_per_epoch - 1) * self.recipe.batch_size, self.recipe.batch_size
+        )
         seen = float(batches.sum())
-        self.rows.append({
-            "epoch": index + 1, "step": self.step, "lr": self.lr,
-            "train_loss": float(self._losses.double().cpu() @ batches) / seen,
-            "train_error": 100 * float(self._wrong.double().sum()) / seen,
-        })
+        self.rows.append(
+            {
+                "epoch": index + 1,
+                "step": self.step,
+                "lr": self.lr,
+                "train_loss": float(self._losses.double().cpu() @ batches) / seen,
+                "train_error": 100 * float(self._wrong.double().sum()) / seen,
+            }
+        )
 
     @property
     def recent_loss(self) -> float:
         """Mean loss of this epoch's last 50 checked batches, for a progress bar."""
         end = (self._checked - 1) % self.steps_per_epoch + 1 if self._checked else 0
-        return float(self._losses[max(end - 50, 0):end].mean()) if end else float("nan")
+        return float(self._losses[max(end - 50, 0) : end].mean()) if end else float("nan")
 
     def state(self) -> dict[str, Any]:
         """Everything that later steps depend on, as tensors and plain values."""
@@ -185,9 +204,14 @@ class Trainer:
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
-            "step": self.step, "rows": self.rows, "trained": self._trained_rows.detach(),
-            "optimizer": self._optimizer.state_dict(), "rest": self.net.rest(), "rng": rng,
-            "losses": self._losses, "wrong": self._wrong,
+            "step": self.step,
+            "rows": self.rows,
+            "trained": self._trained_rows.detach(),
+            "optimizer": self._optimizer.state_dict(),
+            "rest": self.net.rest(),
+            "rng": rng,
+            "losses": self._losses,
+            "wrong": self._wrong,
         }
 
     def load(self, state: dict[str, Any]) -> None:
