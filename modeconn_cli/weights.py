@@ -18,7 +18,7 @@ class FlatModule:
 
     Attributes:
         point: (P,) the coordinates; writing to it moves the network.
-        gradient: (P,) where :meth:`differentiate` leaves the gradient.
+        gradient: (P,) where a backward pass adds its gradient; whoever runs one sets what it starts from.
         channels_last: whether image batches are laid out NHWC in memory before they enter.
     """
 
@@ -36,9 +36,8 @@ class FlatModule:
         self.shapes = [p.shape for p in self.parameters]
         self.sizes = [p.numel() for p in self.parameters]
         self.point = torch.cat([p.detach().reshape(-1) for p in self.parameters])
-        self.gradient = torch.zeros_like(self.point)
-        self._gradient_views = self.views(self.gradient)
         self.bind(self.point)
+        self.bind_gradient(torch.zeros_like(self.point))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of a float batch (N, ...)."""
@@ -57,14 +56,11 @@ class FlatModule:
             parameter.data = view
         self.point = vector
 
-    def differentiate(self, loss: Tensor) -> Tensor:
-        """The (P,) gradient of a scalar loss at the point; zero for a parameter the loss does not depend on."""
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        used = [(v, g) for v, g in zip(self._gradient_views, gradients, strict=True) if g is not None]
-        if len(used) < len(gradients):
-            self.gradient.zero_()
-        torch._foreach_copy_([v for v, _ in used], [g for _, g in used])
-        return self.gradient
+    def bind_gradient(self, vector: Tensor) -> None:
+        """Make a (P,) vector the place where backward passes add the gradient at the point."""
+        for parameter, view in zip(self.parameters, self.views(vector), strict=True):
+            parameter.grad = view
+        self.gradient = vector
 
     def named(self, vector: Tensor) -> dict[str, Tensor]:
         """The parts of a (P,) vector by parameter name."""
@@ -91,6 +87,25 @@ class FlatModule:
 
     def _coordinate_keys(self) -> set[str]:
         return {n for n, p in self.module.named_parameters(remove_duplicate=False) if p.requires_grad}
+
+
+@torch.no_grad()
+def combine(
+    coefficients: Sequence[float], rows: Tensor, out: Tensor, scaled: tuple[Tensor, float] | None = None
+) -> None:
+    """Write c @ W into ``out`` (P,), for c (K,) and rows W (K, P); a one-hot c copies its row exactly.
+
+    With ``scaled=(vector, factor)``, ``vector`` (P,) becomes factor * (c @ W) in the same sweep over memory.
+    """
+    # On a CPU, blocks that stay in cache between the operations halve what a step costs over a plain one.
+    block = 1 << 18 if out.device.type == "cpu" else out.numel()
+    used = [(float(c), row.split(block)) for c, row in zip(coefficients, rows, strict=True) if c != 0]
+    for i, part in enumerate(out.split(block)):
+        torch.mul(used[0][1][i], used[0][0], out=part)
+        for c, blocks in used[1:]:
+            part.add_(blocks[i], alpha=c)
+        if scaled is not None:
+            torch.mul(part, scaled[1], out=scaled[0][i * block : i * block + part.numel()])
 
 
 def matching_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation.batchnorm import norm_layers, reestimate
 from modeconn_cli.paths import Array
 from modeconn_cli.schema import BatchNorm, Interpolation
-from modeconn_cli.weights import FlatModule
+from modeconn_cli.weights import FlatModule, combine
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ class Evaluator:
             rests: buffers of the first and of the last row's endpoints.
             fixed: whether those rows are the endpoints still; a row that was trained has no buffers of its own.
         """
-        c = torch.as_tensor(coefficients, dtype=control_points.dtype).to(control_points.device)
-        torch.mv(control_points.T, c, out=self.net.point)
+        combine(coefficients.tolist(), control_points, self.net.point)
         if self.has_batch_norm:
             if coefficients[0] == 1 and fixed[0]:
                 self.net.load_rest(rests[0])

@@ -21,7 +21,7 @@ from modeconn_cli.errors import RunFailed
 from modeconn_cli.paths import Path
 from modeconn_cli.schema import Optimizer, Precision, Sampling, Training
 from modeconn_cli.training.schedule import learning_rate
-from modeconn_cli.weights import FlatModule
+from modeconn_cli.weights import FlatModule, combine
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class Trainer:
         net.bind(self.W_kp[0] if path.control_points == 1 else self.W_kp[0].clone())
         self._trained_rows = torch.nn.Parameter(self.W_kp[trained])
         self._trained_rows.grad = torch.zeros_like(self._trained_rows)
+        net.bind_gradient(self._trained_rows.grad[0] if len(self._trained_rows) == 1 else torch.zeros_like(net.point))
         self._optimizer = make_optimizer(recipe, self._trained_rows)
         self._losses = torch.zeros(self.steps_per_epoch, device=self.device)
         self._wrong = torch.zeros(self.steps_per_epoch, device=self.device)
@@ -110,14 +111,13 @@ class Trainer:
         if self.step == 0:
             torch.manual_seed(self.seed)  # dropout draws from the global generators
         epoch: Epoch | None = None
-        coefficients = torch.empty(0)
+        coefficients = np.empty((0, 0))
         while self.step < self.total_steps:
             index, batch = divmod(self.step, self.steps_per_epoch)
             if epoch is None or batch == 0:
                 epoch = draw_epoch(self.data, self.seed, index, self.steps_per_epoch, self.sampling)
-                c = self.path.coefficients(epoch.t)
-                coefficients = torch.as_tensor(c, dtype=self.W_kp.dtype).to(self.device)
-            self._take_step(epoch, batch, coefficients[batch])
+                coefficients = self.path.coefficients(epoch.t)
+            self._take_step(epoch, batch, coefficients[batch].tolist())
             self.step += 1
             if self.step % self._check_every == 0 or batch + 1 == self.steps_per_epoch:
                 self.require_finite()
@@ -125,7 +125,7 @@ class Trainer:
                 self._end_epoch(index)
             watch(self)
 
-    def _take_step(self, epoch: Epoch, batch: int, c: Tensor) -> None:
+    def _take_step(self, epoch: Epoch, batch: int, c: list[float]) -> None:
         part = slice(batch * self.recipe.batch_size, (batch + 1) * self.recipe.batch_size)
         chosen = epoch.order[part]
         x = self.data.inputs(self.data.train, chosen, epoch.augmentation[part])
@@ -135,10 +135,9 @@ class Trainer:
         self._losses[batch] = loss
         self._wrong[batch] = (logits.argmax(1) != y).sum()
 
-    def descend(self, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def descend(self, x: Tensor, y: Tensor, c: list[float]) -> tuple[Tensor, Tensor]:
         """One gradient step on a batch at the point with coefficients c (K,); the loss and logits before it."""
-        if self.path.control_points > 1:
-            torch.mv(self.W_kp.T, c, out=self.net.point)
+        scale = self._place(c)
         with precision(self.recipe.precision, self.device):
             logits = self.net(x)
             loss = F.cross_entropy(
@@ -146,20 +145,31 @@ class Trainer:
                 y,
                 label_smoothing=self.recipe.label_smoothing,
             )
-        gradient = self.net.differentiate(loss)
-        self._set_rows_gradient(gradient, c[self.trained])
+        (loss * scale).backward()
+        if len(self._trained_rows) > 1:
+            c_k = torch.as_tensor(c[self.trained], dtype=self.W_kp.dtype, device=self.device)
+            torch.mul(c_k[:, None], self.net.gradient, out=self._trained_rows.grad)
+        if self.recipe.optimizer is Optimizer.adamw:  # decoupled: no part of the gradient
+            for row, share in zip(self._trained_rows.data, c[self.trained], strict=True):
+                row.add_(self.net.point, alpha=-self.lr * self.recipe.weight_decay * share)
         self._optimizer.param_groups[0]["lr"] = self.lr
         self._optimizer.step()
         return loss.detach(), logits.detach()
 
-    def _set_rows_gradient(self, gradient: Tensor, c: Tensor) -> None:
-        """dW = c outer g, with weight decay acting at the sampled point: g holds wd * w(t) too."""
+    def _place(self, c: list[float]) -> float:
+        """Move the network to w = c @ W, and start its gradient from the weight decay's, decay * w.
+
+        dW = c outer g then needs no further pass over memory when one row is trained: its c scales the loss and
+        the decay, and the backward pass adds to the row's own gradient. Returns that scale.
+        """
         decay, point = self.recipe.weight_decay, self.net.point
-        if self.recipe.optimizer is Optimizer.adamw:
-            self._trained_rows.data.addr_(c, point, alpha=-self.lr * decay)
-        elif decay:
-            gradient.add_(point, alpha=decay)
-        torch.mul(c[:, None], gradient, out=self._trained_rows.grad)
+        scale = c[self.trained][0] if len(self._trained_rows) == 1 else 1.0
+        start = (self.net.gradient, 0.0 if self.recipe.optimizer is Optimizer.adamw else scale * decay)
+        if self.path.control_points > 1:
+            combine(c, self.W_kp, point, start)
+        else:
+            torch.mul(point, start[1], out=start[0])
+        return scale
 
     def require_finite(self) -> None:
         """Raise RunFailed when a loss since the last look was NaN or infinite."""

@@ -1,0 +1,205 @@
+"""What the laboratory costs over bare PyTorch, as ratios of times taken alternately in one process.
+
+    python scripts/bench_curve.py [--only NAME] [--rounds N] [--device DEVICE] [--json FILE]
+
+For every network, at batch 128:
+    curve/bare       a curve step (quadratic Bezier) over a hand-written training step: same module, batch, layout
+    layout           the bare step in contiguous over channels-last layout (above 1: channels-last is faster)
+    data/fixed       speed of the training loop fed by the data set over the same loop fed one fixed batch
+    eval/bare        evaluating points of the curve over the bare forward passes that this needs
+Each is the median over rounds of one pair's ratio, with the first and third quartile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modeconn_cli import models, paths
+from modeconn_cli.data import Augment, Data, Split
+from modeconn_cli.evaluation import Evaluator
+from modeconn_cli.evaluation.batchnorm import norm_layers
+from modeconn_cli.schema import Interpolation, Sampling, Training
+from modeconn_cli.training import Trainer, draw_epoch
+from modeconn_cli.weights import FlatModule
+
+BATCH = 128
+NETWORKS: dict[str, tuple[str, tuple[int, ...], dict[str, object]]] = {
+    "mlp 3x512": ("mlp", (1, 28, 28), {"width": 512, "depth": 3}),
+    "convfc": ("convfc", (3, 32, 32), {}),
+    "vgg16": ("vgg", (3, 32, 32), {"depth": 16}),
+    "preresnet110": ("preresnet", (3, 32, 32), {"depth": 110}),
+}
+
+
+def synthetic(shape: tuple[int, ...], examples: int, device: torch.device) -> Data:
+    generator = torch.Generator().manual_seed(0)
+
+    def split(name: str, n: int) -> Split:
+        x = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator)
+        return Split(name, x, torch.randint(0, 10, (n,), generator=generator))
+
+    channels = (1, shape[0], 1, 1)
+    augment = Augment(crop_padding=4 if shape[0] == 3 else 0, flip=shape[0] == 3)
+    mean, std = torch.full(channels, 0.5), torch.full(channels, 0.25)
+    train, test = split("train", examples), split("test", BATCH)
+    return Data(train, None, test, 10, shape, mean, std, augment, "synthetic").to(device)
+
+
+def paired(first: Callable[[], object], second: Callable[[], object], rounds: int, device: torch.device) -> list[float]:
+    """Times of first over times of second, taken in turn; the order within a pair alternates."""
+
+    def timed(f: Callable[[], object]) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        f()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    for f in (first, second):
+        f()
+    ratios = []
+    for i in range(rounds):
+        a, b = (timed(first), timed(second)) if i % 2 == 0 else (timed(second), timed(first))[::-1]
+        ratios.append(a / b)
+    return ratios
+
+
+def bare_step(module: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(module.parameters(), 1e-9, momentum=0.9, weight_decay=5e-4)
+    module.train()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(module(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def bench(name: str, rounds: int, device: torch.device) -> dict[str, list[float]]:
+    family, shape, options = NETWORKS[name]
+    data = synthetic(shape, 4 * BATCH, device)
+    x, y = data.inputs(data.train, slice(0, BATCH)), data.train.y[:BATCH]
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return models.build(family, shape, 10, **options).to(device)
+
+    convolutional = any(isinstance(m, nn.Conv2d) for m in fresh().modules())
+    x_ours = x.contiguous(memory_format=torch.channels_last) if convolutional else x
+    # Enough steps in a timing for the clock, and as many for each side.
+    quick = bare_step(fresh(), x_ours, y)
+    quick()
+    start = time.perf_counter()
+    quick()
+    repeats = max(1, int(0.2 / (time.perf_counter() - start)))
+
+    def times(f: Callable[[], object]) -> Callable[[], None]:
+        def repeated() -> None:
+            for _ in range(repeats):
+                f()
+
+        return repeated
+
+    net = FlatModule(fresh(), channels_last=convolutional)
+    W_kp = net.point.repeat(3, 1)
+    recipe = Training(batch_size=BATCH, lr=1e-9)
+    trainer = Trainer(net, paths.Bezier(2), W_kp, slice(1, 2), data, recipe, 0)
+    net.module.train()
+    c = [0.25, 0.5, 0.25]
+    epoch = draw_epoch(data, 0, 0, trainer.steps_per_epoch, Sampling.stratified)
+
+    def fixed_batch() -> None:
+        for batch in range(trainer.steps_per_epoch):
+            loss, logits = trainer.descend(x_ours, y, c)
+            trainer._losses[batch] = loss
+            trainer._wrong[batch] = (logits.argmax(1) != y).sum()
+
+    def from_data() -> None:
+        for batch in range(trainer.steps_per_epoch):
+            trainer._take_step(epoch, batch, c)
+
+    found = {
+        "curve/bare": paired(
+            times(lambda: trainer.descend(x_ours, y, c)), times(bare_step(fresh(), x_ours, y)), rounds, device
+        )
+    }
+    if convolutional:
+        found["layout"] = paired(times(bare_step(fresh(), x, y)), times(bare_step(fresh(), x_ours, y)), rounds, device)
+    found["data/fixed"] = paired(fixed_batch, from_data, rounds, device)
+    found["eval/bare"] = bench_evaluation(fresh(), data, convolutional, rounds, device)
+    return found
+
+
+def bench_evaluation(
+    module: nn.Module, data: Data, channels_last: bool, rounds: int, device: torch.device
+) -> list[float]:
+    net = FlatModule(module, channels_last)
+    evaluator = Evaluator(net, data, Interpolation(batch_size=BATCH))
+    W_kp = net.point.repeat(3, 1)
+    net.bind(W_kp[0].clone())
+    rests = [net.rest(), net.rest()]
+    points = paths.Bezier(2).coefficients(np.linspace(0.1, 0.9, 3))
+    layers = norm_layers(module)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    batches = [
+        [data.inputs(s, slice(i, i + BATCH)).contiguous(memory_format=layout) for i in range(0, len(s), BATCH)]
+        for s in (data.train, data.test)
+    ]
+
+    def ours() -> None:
+        for point in points:
+            evaluator.at(W_kp, point, rests)
+
+    @torch.no_grad()
+    def bare() -> None:
+        module.eval()
+        for _ in points:
+            if layers:
+                for layer in layers:
+                    layer.train()
+                for x in batches[0]:
+                    module(x)
+                module.eval()
+            for split in batches:
+                for x in split:
+                    module(x)
+
+    return paired(ours, bare, rounds, device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(NETWORKS), help="one network")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", help="also write every ratio here")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    results = {}
+    name_of_device = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    )
+    print(f"torch {torch.__version__}, {name_of_device}, {args.rounds} rounds")
+    for name in [args.only] if args.only else NETWORKS:
+        results[name] = bench(name, args.rounds, device)
+        for what, ratios in results[name].items():
+            low, middle, high = np.percentile(ratios, [25, 50, 75])
+            print(f"{name:13} {what:11} {middle:6.3f}  [{low:.3f}, {high:.3f}]", flush=True)
+    if args.json:
+        with open(args.json, "w") as f:
+            json.dump({"torch": torch.__version__, "device": name_of_device, "ratios": results}, f, indent=1)
+
+
+if __name__ == "__main__":
+    main()
