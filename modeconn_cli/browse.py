@@ -153,7 +153,7 @@ def _gist(run: Found) -> str:
     """A run's result in a few words."""
     summary = run.read("summary.json")
     if "verdict" in summary:
-        barrier = summary["barriers"]["train_loss"]["above_line"]["value"]
+        barrier = summary["barriers"]["train_loss"]["above_mean"]["value"]
         return f"train-loss barrier {barrier:.4f}, connected: {summary['verdict']['connected']}"
     if "metrics" in summary:
         return f"test error {summary['metrics']['test_error']:.2f}%"

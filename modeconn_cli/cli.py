@@ -38,6 +38,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,
+    pretty_exceptions_enable=False,
     help=ABOUT,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

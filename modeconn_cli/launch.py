@@ -61,8 +61,15 @@ def run_hydra(
 
     register_nodes()
 
+    refused: list[UserError] = []
+
     def with_config(cfg: DictConfig) -> None:
-        job(to_config(cfg), list(HydraConfig.get().overrides.task))
+        try:
+            config = to_config(cfg)
+        except UserError as error:  # raised here, Hydra would print lines of its own
+            refused.append(error)
+        else:
+            job(config, list(HydraConfig.get().overrides.task))
 
     extra = ["--config-dir", str(Path(config_dir).resolve())] if config_dir else []
     argv, sys.argv = sys.argv, ["modeconn", *flags, *extra, *overrides]
@@ -72,6 +79,8 @@ def run_hydra(
         raise UserError(explain(error, overrides, config_dir)) from None
     finally:
         sys.argv = argv
+    if refused:
+        raise refused[0]
 
 
 def register_nodes() -> None:
@@ -79,7 +88,7 @@ def register_nodes() -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    store.store(name="_config", node={"seed": 0})
+    store.store(name="_config", node={"seed": 0})  # a typed root would admit no groups beside it
     for group, nodes in schema.NODES.items():
         for name, node in nodes.items():
             store.store(group=group, name=name, node=node)
@@ -97,12 +106,14 @@ def to_config(cfg: DictConfig) -> schema.Config:
                 f"{group}: the chosen file does not begin with its schema; start it with "
                 f"`defaults: [{', '.join(schema.NODES[group])}]`, one of them."
             )
-    seed = cfg.seed
-    if not isinstance(seed, int) or isinstance(seed, bool):
+    unknown = [str(k) for k in cfg if k != "seed" and k not in schema.NODES]
+    if unknown:
+        raise UserError(f"{unknown[0]}: no such key{_suggest(unknown[0], all_keys([]), 'did you mean {}?')}")
+    if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool):
         raise UserError(
-            f"seed={seed} is not a whole number; give one, as seed=1, or several with --multirun seed=0,1,2."
+            f"seed={cfg.seed} is not a whole number; give one, as seed=1, or several with --multirun seed=0,1,2."
         )
-    return schema.Config(seed=seed, **parts)
+    return schema.Config(seed=cfg.seed, **parts)
 
 
 # ------------------------------------------------------------------------------- what there is to override
@@ -172,11 +183,9 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str | None =
         if key in choices:
             wrong = [v for v in value.split(",") if v not in choices[key] and v != "null"]
             if wrong:
-                return (
-                    f"{key}={wrong[0]}: no such {key}; choose from {', '.join(choices[key])}"
-                    f"{_suggest(wrong[0], choices[key], f'did you mean {key}={{}}?')}"
-                )
-        elif key not in keys and not any(key.startswith(f"{k}.") for k in keys):  # inside kwargs anything goes
+                near = _suggest(wrong[0], choices[key], f"did you mean {key}={{}}?", otherwise="choose another.")
+                return f"{key}={wrong[0]}: no such {key}{near} There are {', '.join(choices[key])}."
+        elif key not in keys and ".kwargs." not in key:  # inside kwargs anything goes
             owners = _owners(key)
             if owners:
                 return f"{key}: the chosen {key.split('.')[0]} has no such field; it belongs to {', '.join(owners)}."
@@ -199,14 +208,19 @@ def _type_culprit(error: Exception, overrides: Sequence[str], config_dir: str | 
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         group, _, name = key.partition(".")
-        doc = schema.describe(nodes[group], name) if group in nodes and name else None
-        if doc is None or (
-            override not in said and f"full_key: {key}" not in said and f"full_key: {name}\n" not in said
+        node = nodes.get(group)
+        doc = schema.describe(node, name) if node else None
+        if (
+            node is None
+            or doc is None
+            or not (override in said or f"full_key: {key}" in said or f"full_key: {name}\n" in said)
         ):
             continue
-        allowed = schema.allowed_values(nodes[group], name)
-        kind = schema.kind_of(nodes[group], name)
-        return f"{key}={value}: not {kind}. {doc}{_suggest(value, allowed, f'Did you mean {key}={{}}?')}"
+        allowed = schema.allowed_values(node, name)
+        if not allowed:
+            return f"{key}={value}: not {schema.kind_of(node, name)}. It is: {doc}"
+        near = _suggest(value, allowed, f"did you mean {key}={{}}?", otherwise="choose one of these.")
+        return f"{key}={value}: not one of {', '.join(allowed)}{near}"
     return None
 
 
@@ -219,13 +233,15 @@ def _owners(key: str) -> list[str]:
     ]
 
 
-def _suggest(wrong: str, right: Sequence[str], phrase: str) -> str:
-    """A phrase with the nearest right word, or the end of the sentence where nothing is near."""
+def _suggest(
+    wrong: str, right: Sequence[str], phrase: str, otherwise: str = "`modeconn fit-curve --cfg job` shows every key."
+) -> str:
+    """The end of a sentence: a phrase with the nearest right word, or ``otherwise`` where nothing is near."""
     near = difflib.get_close_matches(wrong, right, n=1, cutoff=0.5)
-    if not near:  # the last part alone may be near: `curve.lrr` or a field without its group
+    if not near:  # the last part alone may be near: a field given without its group, say
         tails = {k.rsplit(".", 1)[-1]: k for k in reversed(list(right))}
         near = [tails[n] for n in difflib.get_close_matches(wrong.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)]
-    return f"; {phrase.format(near[0])}" if near else "; `modeconn fit-curve --cfg job` shows every key."
+    return f"; {phrase.format(near[0]) if near else otherwise}"
 
 
 # ---------------------------------------------------------------------------------------------- completing

@@ -245,7 +245,9 @@ class Training:
         [0.5, 0.75], "multistep: fractions of training after which lr is multiplied by gamma.", gt=0, lt=1
     )
     gamma: float = option(0.1, "multistep: the factor.", gt=0, le=1)
-    label_smoothing: float = option(0.0, "Smoothing of the training targets; metrics are never smoothed.", ge=0, lt=1)
+    label_smoothing: float = option(
+        0.0, "Smoothing of the training targets; so is metrics.csv; evaluations never are.", ge=0, lt=1
+    )
     precision: Precision = option(
         Precision.float32, "float32, tf32 (CUDA matmuls and convolutions) or bfloat16 (autocast)."
     )
@@ -313,14 +315,16 @@ class Interpolation:
         BatchNorm.reestimate,
         "At inner points: reestimate on training data, or the coefficient mean of the ends' statistics.",
     )
-    bn_examples: int | None = option(None, "Training examples of a re-estimation (the first ones); null: all.", ge=2)
+    bn_examples: int | None = option(None, "Training examples of a re-estimation (a fixed draw); null: all.", ge=2)
     train_examples: int | None = option(
-        None, "Training examples that train_* columns are measured on (the first ones); null: all.", ge=2
+        None, "Training examples that train_* columns are measured on (a fixed draw); null: all.", ge=2
     )
     bootstrap: int = option(1000, "Bootstrap resamples of the examples behind every interval.", ge=20)
     confidence: float = option(0.95, "Coverage of the intervals.", gt=0, lt=1)
     connected_below: float = option(
-        2.0, "Verdict: connected when the test-error barrier is under this many points (Frankle 2020).", gt=0
+        2.0,
+        "Verdict: connected when the test-error barrier (above_mean) is under this many points (Frankle 2020).",
+        gt=0,
     )
     path: PathOf = option(PathOf.curve, "evaluate: which path to evaluate, curve or segment.")
 

@@ -162,7 +162,7 @@ def show_sweep(jobs: Sequence[dict[str, Any]]) -> None:
     for name in columns:
         table.add_column(name, justify="right" if "barrier" in name else "left", overflow="fold")
     for job in jobs:
-        what = " ".join(job["overrides"])
+        what = " ".join(job.get("overrides", []))
         if "error" in job:
             table.add_row(what, f"[red]{job['error']}[/]")
         for path in [r["path"] for r in job.get("barriers", []) if r["metric"] == "train_loss"]:
@@ -171,8 +171,8 @@ def show_sweep(jobs: Sequence[dict[str, Any]]) -> None:
             table.add_row(
                 what,
                 path,
-                _interval(rows["train_loss"]["above_line"], 4),
-                _interval(rows["test_error"]["above_line"], 2),
+                _interval(rows["train_loss"]["above_mean"], 4),
+                _interval(rows["test_error"]["above_mean"], 2),
                 verdict["connected"],
             )
             what = ""

@@ -133,7 +133,7 @@ def tree(root: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in sorted(root.rglob("*"))}
 
 
-RESULTS = ("path.csv", "summary.json", "metrics.csv", "plot.png", "plot.svg")
+RESULTS = ("path.csv", "summary.json", "metrics.csv", "plot.png")
 
 
 def results(root: Path) -> dict[str, bytes]:
@@ -218,6 +218,11 @@ class Process:
 
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended; an ended one is a zombie until it is waited for."""
+        return "State:\tZ" not in Path(f"/proc/{self.pid}/status").read_text()
 
     def wait(self) -> Answer:
         """Its end; the code of a killed process is minus the signal's number."""

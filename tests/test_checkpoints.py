@@ -27,8 +27,11 @@ from cli_helpers import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modeconn_cli.schema import Family
+from modeconn_cli.launch import node_of
+from modeconn_cli.runs import Run
+from modeconn_cli.schema import ARCHITECTURES, Family
 from modeconn_cli.stages import execute
+from modeconn_cli.stages.checkpoints import read_metadata, write_state
 from modeconn_cli.stages.endpoints import CHECKPOINT
 from modeconn_cli.stages.plan import make_plan
 from modeconn_cli.stages.plot import Plot
@@ -70,7 +73,8 @@ class Net(nn.Sequential):
 
 
 def test_every_family_is_among_the_choices() -> None:
-    assert {str(compose(f"architecture={c}").architecture.family) for c in CHOICES} == {str(f) for f in Family}
+    nodes = {node_of("architecture", choice) for choice in CHOICES}
+    assert nodes == {*ARCHITECTURES.values()}
     assert {*SMALL} == {str(f) for f in Family}
 
 
@@ -346,6 +350,16 @@ def test_checkpoints_and_seeds_together_and_other_numbers_of_files(
 
 
 # -------------------------------------------------------------------------------------------- curves from curves
+
+
+def test_a_checkpoint_is_the_same_bytes_every_time(trained: list[dict[str, Tensor]], tmp_path: Path) -> None:
+    """Also with metadata, as a curve's has: curve.init_from is identified by its file's checksum."""
+    run, written = Run(tmp_path, "run", ""), set()
+    for _ in range(12):
+        write_state(run, CHECKPOINT, trained[0], {"path": "bezier", "control_points": "3"})
+        written.add((tmp_path / CHECKPOINT).read_bytes())
+    assert read_metadata(tmp_path / CHECKPOINT) == {"path": "bezier", "control_points": "3"}
+    assert len(written) == 1
 
 
 def test_a_curve_may_start_from_another(tmp_path: Path) -> None:

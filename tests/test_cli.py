@@ -33,7 +33,7 @@ from cli_helpers import (
 )
 from safetensors.torch import load_file
 
-from modeconn_cli import __version__
+from modeconn_cli import __version__, terminal
 from modeconn_cli.stages.endpoints import CHECKPOINT
 
 COMMANDS = ["train-endpoints", "interpolate", "fit-curve", "evaluate", "plot", "runs", "doctor", "completion"]
@@ -53,7 +53,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.
         no_pictures(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MODECONN_DATA", raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(terminal.out, "_width", 200)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -258,7 +258,6 @@ def test_the_second_time_everything_is_cached(lab: tuple[Path, Answer], tmp_path
 # -------------------------------------------------------------------------------------------- other requests
 
 
-@pytest.mark.usefixtures("pictures")
 def test_force_computes_its_own_stages_again_to_the_same_bytes(tmp_path: Path) -> None:
     first = ok("fit-curve", *SPIRALS, "--json")
     again = ok("fit-curve", *SPIRALS, "--json", "--force")
@@ -370,9 +369,9 @@ def test_results_are_on_stdout_and_progress_on_stderr() -> None:
     assert quiet.out == answer.out
 
 
-@pytest.mark.parametrize("columns", ["40", "80"])
-def test_a_pipe_gets_whole_paths_and_names_whatever_the_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_pipe_gets_whole_paths_and_names_whatever_the_width(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal.out, "_width", columns)
     answer = ok("interpolate", *SPIRALS)
     lines = answer.out.splitlines()
     assert any(re.fullmatch(r"outputs/interpolate/\S+/v1/path.csv", line) for line in lines)
@@ -410,12 +409,6 @@ def test_endpoints_may_keep_checkpoints() -> None:
     assert torch.equal(
         torch.cat([v.flatten() for v in load_file(folders(plain)["train-endpoints"] / CHECKPOINT).values()]), flat[2]
     )
-
-
-def test_keep_steps_beyond_the_end_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    message = refused("train-endpoints", *SPIRALS, "endpoints.keep_steps=[1000]", "-q")
-    assert "endpoints.keep_steps" in message
-    assert not (tmp_path / "outputs").exists()
 
 
 # --------------------------------------------------------------------------------------------- configurations
@@ -632,6 +625,21 @@ def test_plot_draws_the_newest_the_named_and_into_a_file(lab: tuple[Path, Answer
     ok("plot", segment, "-o", "again.png")
     endpoint = folders(lab[1])["train-endpoints"].parent.name[-10:]
     assert "not a measured path" in refused("plot", segment, endpoint)
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_a_picture_is_the_same_bytes_every_time(kind: str, lab: tuple[Path, Answer], tmp_path: Path) -> None:
+    for name in "ab":
+        ok("plot", "-o", f"{name}.{kind}", "--output-dir", str(lab[0]))
+    assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+@pytest.mark.usefixtures("pictures")
+def test_text_in_an_svg_is_text(lab: tuple[Path, Answer], tmp_path: Path) -> None:
+    """report/plots.py asks for svg.fonttype none, so that a figure's words can be edited and searched for."""
+    ok("plot", "-o", "a.svg", "--output-dir", str(lab[0]))
+    assert re.search(r"<text[^>]*>Train loss</text>", (tmp_path / "a.svg").read_text())
 
 
 def test_plot_after_a_moved_output_directory(lab: tuple[Path, Answer], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from modeconn_cli.data import Split
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation import Evaluator, gram, require_same, search_maximum
 from modeconn_cli.evaluation.batchnorm import norm_layers, reestimate
@@ -99,13 +100,25 @@ def test_means_do_not_lose_digits():
     assert error == 12.5
 
 
-def test_train_examples_are_the_first_ones(make_data):
+def test_train_examples_are_a_fixed_draw_in_order(make_data):
     data = make_data(n=11, n_test=7, dtype=torch.float32)
     module = mlp()
-    scores = Evaluator(FlatModule(module), data, options(train_examples=5)).scores()
-    wanted = float64_nll(module, normalised(data, data.train), data.train.y)[:5]
-    np.testing.assert_allclose(scores["train"].nll, wanted, rtol=1e-5, atol=1e-6)
-    assert len(scores["test"].nll) == 7
+    every = np.array(float64_nll(module, normalised(data, data.train), data.train.y))
+    nll = [Evaluator(FlatModule(module), data, options(train_examples=5)).scores()["train"].nll for _ in range(2)]
+    places = [int(np.argmin(np.abs(every - float(v)))) for v in nll[0]]
+    np.testing.assert_allclose(nll[0], every[places], rtol=1e-5, atol=1e-6)
+    assert places == sorted(set(places))
+    assert len(places) == 5
+    assert places != [0, 1, 2, 3, 4]
+    assert torch.equal(*nll)
+
+
+def test_sorted_classes_are_all_in_a_draw(make_data):
+    data = make_data(n=60)
+    order = data.train.y.argsort()
+    data = replace(data, train=Split("train", data.train.x[order], data.train.y[order]))
+    evaluator = Evaluator(FlatModule(mlp(torch.float64)), data, options(train_examples=30))
+    assert set(evaluator.splits["train"].y.tolist()) == set(data.train.y.tolist())
 
 
 @given(t=st.floats(0, 1), path=st.sampled_from([segment(), Bezier(2), Bezier(4), Chain(1), Chain(3)]))
@@ -239,6 +252,20 @@ def test_reestimated_statistics_are_weighted_averages(sizes):
         torch.testing.assert_close(getattr(layer, name), value, rtol=1e-10, atol=1e-12)
 
 
+def test_nothing_is_left_of_the_statistics_before():
+    module = two_norms()
+    module[1].running_mean.fill_(math.nan)
+    module[5].running_var.fill_(math.inf)
+    module[1].num_batches_tracked.fill_(77)
+    batches = [torch.randn(5, 4, dtype=torch.float64) for _ in range(3)]
+    with torch.no_grad():
+        wanted = brute_force(module, batches)
+    reestimate(FlatModule(module), batches)
+    for (layer, name), value in wanted.items():
+        torch.testing.assert_close(getattr(layer, name), value, rtol=1e-10, atol=1e-12)
+    assert module[1].num_batches_tracked.item() == 3
+
+
 def test_reestimated_statistics_of_images():
     """Over examples, rows and columns together, unbiased in their joint count."""
     module = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3)).double()
@@ -297,26 +324,36 @@ def test_a_last_batch_of_one_example_does_not_stop_the_estimation(make_data):
     assert all(torch.isfinite(v).all() for v in net.rest().values())
 
 
-@pytest.mark.parametrize(("bn_examples", "sizes"), [(None, [4, 4, 3]), (6, [4, 2]), (4, [4])])
-def test_inner_points_are_estimated_on_the_first_clean_examples(bn_examples, sizes, make_data):
+def batch_norm_batches(data, sizes):
+    """Clean examples in the order that seed 0 shuffles them, in batches of these sizes."""
+    shuffled = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[: sum(sizes)]
+    return normalised(data, data.train)[shuffled].split(sizes)
+
+
+@pytest.mark.parametrize("batch_size", [3, 100])
+@pytest.mark.parametrize(("bn_examples", "sizes"), [(None, [4, 4, 3]), (6, [4, 2]), (4, [4]), (9, [4, 4])])
+def test_inner_points_are_estimated_on_shuffled_clean_examples(bn_examples, sizes, batch_size, make_data, monkeypatch):
+    """Whatever the evaluation's own batch size; a last batch of one example is left out."""
+    monkeypatch.setattr("modeconn_cli.evaluation.BATCH_NORM_BATCH", 4)
     data = make_data(n=11)
     net, _, W, rests = endpoints(two_norms)
-    Evaluator(net, data, options(bn_examples=bn_examples)).at(W, np.array([0.3, 0.7]), rests)
+    Evaluator(net, data, options(bn_examples=bn_examples, batch_size=batch_size)).at(W, np.array([0.3, 0.7]), rests)
     with torch.no_grad():
-        wanted = brute_force(net.module, normalised(data, data.train)[: sum(sizes)].split(sizes))
+        wanted = brute_force(net.module, batch_norm_batches(data, sizes))
     for (layer, name), value in wanted.items():
         torch.testing.assert_close(getattr(layer, name), value, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("fixed", "own"), [((True, True), (1, 1)), ((False, True), (0, 1)), ((True, False), (1, 0))])
-def test_a_trained_end_has_no_buffers_of_its_own(fixed, own, make_data):
+def test_a_trained_end_has_no_buffers_of_its_own(fixed, own, make_data, monkeypatch):
+    monkeypatch.setattr("modeconn_cli.evaluation.BATCH_NORM_BATCH", 4)
     data = make_data(n=11)
     net, modules, W, rests = endpoints(two_norms)
     evaluator = Evaluator(net, data, options())
     for t in (0, 1):
         evaluator.at(W, segment().coefficients([t])[0], rests, fixed)
         with torch.no_grad():
-            fresh = brute_force(net.module, normalised(data, data.train).split([4, 4, 3]))[net.module[1], "running_var"]
+            fresh = brute_force(net.module, batch_norm_batches(data, [4, 4, 3]))[net.module[1], "running_var"]
         wanted = modules[t][1].running_var if own[t] else fresh
         torch.testing.assert_close(net.module[1].running_var, wanted, rtol=1e-10, atol=1e-12)
 

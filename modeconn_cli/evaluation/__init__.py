@@ -17,6 +17,8 @@ from modeconn_cli.paths import Array
 from modeconn_cli.schema import BatchNorm, Interpolation
 from modeconn_cli.weights import FlatModule, combine
 
+BATCH_NORM_BATCH = 1000
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -37,13 +39,17 @@ class Evaluator:
     Args:
         net: the network; it is moved, and its buffers are overwritten.
         data: on the network's device. Examples are clean: neither augmented nor smoothed.
-        options: batch size, BatchNorm policy and how many training examples count.
+        options: batch size, BatchNorm policy and how many training examples count (a fixed draw).
     """
 
     def __init__(self, net: FlatModule, data: Data, options: Interpolation) -> None:
         self.net, self.data, self.options = net, data, options
         self.has_batch_norm = bool(norm_layers(net.module))
-        self.splits = {"train": _first(data.train, options.train_examples), "test": data.test}
+        self.splits = {"train": _part(data.train, options.train_examples), "test": data.test}
+        # In the data's own order, sorted classes would make batches that are unlike the whole.
+        n = len(data.train)
+        shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        self._bn_order = shuffled[: options.bn_examples or n].to(data.train.x.device)
 
     def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """A split in order, as float inputs and labels; the short last batch included."""
@@ -53,9 +59,15 @@ class Evaluator:
             yield self.data.inputs(split, part), split.y[part]
 
     def reestimate(self) -> None:
-        """Estimate BatchNorm statistics at the network's present point on clean training data, in order."""
-        split = _first(self.data.train, self.options.bn_examples)
-        reestimate(self.net, (x for x, _ in self.batches(split)))
+        """Estimate BatchNorm statistics at the network's present point on clean training data.
+
+        Statistics depend on the batches they are averaged over, so these are the same whatever
+        ``options.batch_size``: of BATCH_NORM_BATCH examples, shuffled once and for all.
+        """
+        batches = self._bn_order.split(BATCH_NORM_BATCH)
+        if len(batches) > 1 and len(batches[-1]) == 1:  # one example has no variance
+            batches = batches[:-1]
+        reestimate(self.net, (self.data.inputs(self.data.train, index) for index in batches))
 
     @torch.no_grad()
     def score(self, split: Split) -> Scores:
@@ -90,15 +102,14 @@ class Evaluator:
             fixed: whether those rows are the endpoints still; a row that was trained has no buffers of its own.
         """
         combine(coefficients.tolist(), control_points, self.net.point)
-        if self.has_batch_norm:
-            if coefficients[0] == 1 and fixed[0]:
-                self.net.load_rest(rests[0])
-            elif coefficients[-1] == 1 and fixed[1]:
-                self.net.load_rest(rests[1])
-            elif self.options.batch_norm is BatchNorm.reestimate:
+        if coefficients[0] == 1 and fixed[0]:
+            self.net.load_rest(rests[0])
+        elif coefficients[-1] == 1 and fixed[1]:
+            self.net.load_rest(rests[1])
+        else:
+            self.net.load_rest(_mean_statistics(rests, float(coefficients @ np.linspace(0, 1, len(coefficients)))))
+            if self.options.batch_norm is BatchNorm.reestimate:
                 self.reestimate()
-            else:
-                self.net.load_rest(_mean_statistics(rests, float(coefficients @ np.linspace(0, 1, len(coefficients)))))
         return self.scores()
 
 
@@ -108,8 +119,13 @@ def _mean_statistics(rests: list[dict[str, Tensor]], share: float) -> dict[str, 
     return {k: torch.lerp(v, last[k], share) if v.is_floating_point() else v for k, v in first.items()}
 
 
-def _first(split: Split, n: int | None) -> Split:
-    return split if n is None else Split(split.name, split.x[:n], split.y[:n])
+def _part(split: Split, n: int | None) -> Split:
+    """A fixed random draw of n examples, in order; all of them for None."""
+    if n is None or n >= len(split):
+        return split
+    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n].sort().values
+    drawn = drawn.to(split.x.device)
+    return Split(split.name, split.x[drawn], split.y[drawn])
 
 
 @torch.no_grad()
@@ -117,7 +133,7 @@ def gram(control_points: Tensor) -> Array:
     """Inner products (K, K), in float64, of the rows W[0], W[1]-W[0], ..., W[K-1]-W[0]; see paths.geometry."""
     total = torch.zeros(len(control_points), len(control_points), dtype=torch.float64)
     for part in control_points.split(1 << 22, dim=1):
-        rows = part.double()
+        rows = part.to(torch.float64, copy=True)
         rows[1:] -= rows[0].clone()
         total += (rows @ rows.T).cpu()
     return total.numpy()
@@ -132,7 +148,9 @@ def search_maximum(f: Callable[[float], float], t: Array, values: Array, evaluat
 
     best = int(np.argmax(values))
     bounds = (float(t[max(best - 1, 0)]), float(t[min(best + 1, len(t) - 1)]))
-    if evaluations:
+    if evaluations == 1:  # Brent takes two before it looks at its budget
+        f((t[best] + max(bounds, key=lambda b: abs(b - t[best]))) / 2)
+    elif evaluations:
         minimize_scalar(
             lambda s: -f(float(s)),
             bounds=bounds,

@@ -2,8 +2,8 @@
 
 With L(t) a metric along the path and t=0, t=1 its ends:
 
-    above_line  max over t of L(t) - [(1-t) L(0) + t L(1)]   Frankle et al. 2020, Entezari et al. 2022
-    above_mean  max over t of L(t) - [L(0) + L(1)] / 2       Ainsworth et al. 2023 (Git Re-Basin)
+    above_line  max over t of L(t) - [(1-t) L(0) + t L(1)]   Entezari et al. 2022
+    above_mean  max over t of L(t) - [L(0) + L(1)] / 2       Frankle et al. 2020, Ainsworth et al. 2023 (Git Re-Basin)
     above_max   max over t of L(t) - max[L(0), L(1)]         Garipov et al. 2018, Draxler et al. 2018
     midpoint    L(1/2) - [L(0) + L(1)] / 2
 """
@@ -42,7 +42,8 @@ def barriers(t: Array, L: Array) -> dict[str, Array]:
 def resampled_means(per_example: Tensor, resamples: int, seed: int = 0) -> Array:
     """Bootstrap means (resamples, T) of per-example values (T, n): examples redrawn with replacement.
 
-    Every t sees the same redrawn examples, so differences along the path keep their correlation.
+    Every t sees the same redrawn examples, so differences along the path keep their correlation. Resampled
+    maxima over t are a little high, as any maximum of noisy values is; intervals of a barrier lean that way.
     """
     values = per_example.double()
     n = values.shape[1]

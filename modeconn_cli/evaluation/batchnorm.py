@@ -27,18 +27,24 @@ def reestimate(net: FlatModule, batches: Iterable[Tensor]) -> None:
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
+    seen = dict.fromkeys(layers, 0)
+
+    def weigh(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # Every use counts by itself, for layers that a network uses more than once.
+        assert isinstance(layer, _BatchNorm)
+        seen[layer] += len(inputs[0])
+        layer.momentum = len(inputs[0]) / seen[layer]
+
+    hooks = [layer.register_forward_pre_hook(weigh) for layer in layers]
     net.module.eval()
     try:
         for layer in layers:
             layer.reset_running_stats()
             layer.train()
-        seen = 0
         for x in batches:
-            seen += len(x)
-            for layer in layers:
-                layer.momentum = len(x) / seen
             net(x)
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
+        for layer, momentum, hook in zip(layers, momenta, hooks, strict=True):
+            hook.remove()
             layer.momentum = momentum
             layer.eval()

@@ -29,7 +29,7 @@ class MLP(nn.Module):
 
 
 def build(
-    in_shape: tuple[int, ...], classes: int, *, width: int = 256, depth: int = 2, activation: str = "relu"
+    in_shape: tuple[int, ...], classes: int, *, width: int = 128, depth: int = 3, activation: str = "relu"
 ) -> MLP:
     """An :class:`MLP`; depth 0 is a linear classifier. Raises UserError for an unknown activation."""
     if activation not in ACTIVATIONS:

@@ -100,9 +100,9 @@ class Chain:
         return np.arange(1, self.bends + 1) / (self.bends + 1)
 
     def _locate(self, t: ArrayLike) -> tuple[NDArray[np.int64], Array]:
-        scaled = np.asarray(t, dtype=np.float64) * (self.bends + 1)
-        leg = np.clip(np.floor(scaled).astype(np.int64), 0, self.bends)
-        return leg, scaled - leg
+        t = np.asarray(t, dtype=np.float64)
+        leg = np.searchsorted(self.breaks(), t, side="right")
+        return leg, np.clip(t * (self.bends + 1) - leg, 0, 1)
 
 
 def segment() -> Bezier:
@@ -125,9 +125,10 @@ def geometry(path: Path, gram: Array, t: Array) -> tuple[Array, Array]:
     c[:, 0] = 1.0  # sum of the coefficients, which multiplies W[0] in the basis of differences
     l2 = np.sqrt(np.maximum(np.einsum("ti,ij,tj->t", c, gram, c), 0))
 
-    # Gauss-Legendre on every smooth piece: exact enough that the sum's rounding dominates.
+    # Gauss-Legendre on pieces that are smooth and, however coarse the grid, short.
     nodes, weights = np.polynomial.legendre.leggauss(16)
-    knots = np.unique(np.concatenate([t, [b for b in path.breaks() if t[0] < b < t[-1]]]))
+    inner = np.concatenate([path.breaks(), np.linspace(0, 1, 129)])
+    knots = np.unique(np.concatenate([t, inner[(t[0] < inner) & (inner < t[-1])]]))
     left, width = knots[:-1], np.diff(knots)
     inside = left[:, None] + width[:, None] * (nodes + 1) / 2
     d = path.derivative(inside.ravel())

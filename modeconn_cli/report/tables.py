@@ -45,11 +45,11 @@ def verdict_sentence(path: PathResult) -> str:
     how = {"yes": "joins", "no": "does not join", "undecided": "may or may not join"}[v["connected"]]
     sign = {"yes": "below", "no": "not below", "undecided": "against"}[v["connected"]]
     level = round(100 * path.summary["intervals"]["confidence"])
-    loss = path.summary["barriers"]["train_loss"]["above_line"]
+    loss = path.summary["barriers"]["train_loss"]["above_mean"]
     return (
         f"The {path.title.split(',')[0]} {how} {path.summary['task']['endpoints']}: test-error barrier "
         f"{v['value']:.2f} points [{v['low']:.2f}, {v['high']:.2f}], {sign} {v['below']:g}; train-loss barrier "
-        f"{loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}] (above_line, {level}% intervals)."
+        f"{loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}] (above_mean, {level}% intervals)."
     )
 
 

@@ -101,6 +101,7 @@ class TrainedEndpoint(Endpoint):
 
         def keep(t: Trainer) -> None:
             if t.step in kept:
+                t.require_finite()
                 write_state(run, kept[t.step], net.state())
 
         fit(trainer, run, self.context, keep)

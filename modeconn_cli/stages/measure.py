@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modeconn_cli import paths
+from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation import Evaluator, Scores, gram, require_same, search_maximum
 from modeconn_cli.evaluation.barriers import barrier_intervals, resampled_means, verdict
 from modeconn_cli.paths import Array
@@ -77,6 +78,10 @@ class MeasuredPath(Stage):
         def measure(t: float) -> dict[str, Scores]:
             if t not in measured:
                 measured[t] = evaluator.at(W_kp, c_at([t])[0], rests, self.ends_fixed)
+                if not all(torch.isfinite(s.nll).all() for s in measured[t].values()):
+                    raise RunFailed(
+                        f"the loss on the {self.title} at t={t:g} is NaN or infinite; no barrier can be given."
+                    )
                 if saver.due:
                     saver.save(_pack(measured))
             context.reporter.progress(len(measured), total, f"t {t:.3f} loss {measured[t]['train'].means[0]:.4f}")
@@ -162,7 +167,7 @@ class MeasuredPath(Stage):
             for metric in ("loss", "nll", "error"):
                 key = f"{split}_{metric}"
                 barriers[key] = barrier_intervals(t, columns[key], resampled[metric], options.confidence)
-        found = barriers["test_error"]["above_line"]
+        found = barriers["test_error"]["above_mean"]
         return {
             "path": self.title,
             "task": {
@@ -186,7 +191,7 @@ class MeasuredPath(Stage):
             "verdict": {
                 "connected": verdict(found, options.connected_below),
                 "metric": "test_error",
-                "convention": "above_line",
+                "convention": "above_mean",
                 "below": options.connected_below,
                 **found,
             },

@@ -124,6 +124,8 @@ class Trainer:
             if batch + 1 == self.steps_per_epoch:
                 self._end_epoch(index)
             watch(self)
+        if not torch.isfinite(self._trained_rows).all():  # no loss has been taken at the last step's weights
+            raise RunFailed(f"the weights overflowed at the last step, learning rate {self.lr:g}. Try a lower lr.")
 
     def _take_step(self, epoch: Epoch, batch: int, c: list[float]) -> None:
         part = slice(batch * self.recipe.batch_size, (batch + 1) * self.recipe.batch_size)
@@ -208,7 +210,7 @@ class Trainer:
         return float(self._losses[max(end - 50, 0) : end].mean()) if end else float("nan")
 
     def state(self) -> dict[str, Any]:
-        """Everything that later steps depend on, as tensors and plain values."""
+        """Everything that later steps depend on, as live tensors and plain values: to be saved at once."""
         self.require_finite()
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
