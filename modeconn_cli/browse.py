@@ -15,6 +15,8 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.runs import Found
 from modeconn_cli.terminal import STATUS_STYLE, barrier_table, out
 
+CONNECTED = {"yes": "joined", "no": "not joined", "undecided": "undecided"}
+
 
 def list_runs(root: Path, match: str, as_json: bool) -> None:
     """Every run whose stage, name or digest contains a text."""
@@ -41,19 +43,15 @@ def list_runs(root: Path, match: str, as_json: bool) -> None:
             "`modeconn fit-curve` makes some."
         )
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("stage", "run", "status", "size", "modified", "result"):
-        table.add_column(name, justify="right" if name == "size" else "left", overflow="fold")
-    for row in rows:
-        status = row["status"]
-        table.add_row(
-            row["stage"],
-            f"{row['name']}/{row['version']}",
-            f"[{STATUS_STYLE.get(status, 'red')}]{status}[/]",
-            _bytes(row["bytes"]),
-            row["modified"],
-            row["result"],
-        )
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for column in range(5):
+        table.add_column(justify="right" if column == 3 else "left", overflow="fold")
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        table.add_row(f"[bold]{stage}[/]")
+        for row in (r for r in rows if r["stage"] == stage):
+            label, _, digest = row["name"].rpartition("-")
+            status = "" if row["status"] == "done" else f"[{STATUS_STYLE.get(row['status'], 'red')}]{row['status']}[/] "
+            table.add_row(f"  {digest}", label, row["version"], _bytes(row["bytes"]), status + row["result"])
     out.print(table)
 
 
@@ -154,7 +152,7 @@ def _gist(run: Found) -> str:
     summary = run.read("summary.json")
     if "verdict" in summary:
         barrier = summary["barriers"]["train_loss"]["above_mean"]["value"]
-        return f"train-loss barrier {barrier:.4f}, connected: {summary['verdict']['connected']}"
+        return f"barrier {barrier:.4f}, {CONNECTED[summary['verdict']['connected']]}"
     if "metrics" in summary:
         return f"test error {summary['metrics']['test_error']:.2f}%"
     return ""

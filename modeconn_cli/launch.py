@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ def run_hydra(
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir} is not a directory; give one with files such as dataset/mine.yaml.")
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ["MODECONN_COMMAND"] = shlex.join(["modeconn", *sys.argv[1:]])
     os.environ["MODECONN_SWEEP"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     import hydra
     from hydra.core.hydra_config import HydraConfig

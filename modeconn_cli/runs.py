@@ -16,6 +16,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import shutil
 import socket
 import subprocess
@@ -184,7 +185,7 @@ def writable(place: Path) -> Iterator[None]:
         ) from None
 
 
-def provenance(command: Sequence[str], upstream: Sequence[Run], more: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(upstream: Sequence[Run], more: Mapping[str, Any]) -> dict[str, Any]:
     """Where a result comes from: versions, machine, command, the upstream directories, and what the stage adds."""
     import numpy
     import torch
@@ -198,7 +199,7 @@ def provenance(command: Sequence[str], upstream: Sequence[Run], more: Mapping[st
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "threads": torch.get_num_threads(),
-        "command": list(command),
+        "command": command_line(),
         "upstream": [str(r.folder) for r in upstream],
         **more,
     }
@@ -298,13 +299,9 @@ def find(root: Path, wanted: str) -> Found:
     return max(done or fitting, key=lambda r: int(r.version[1:]))
 
 
-def command_line() -> list[str]:
-    """This process's command as a person would type it again."""
-    return (
-        ["modeconn", *sys.argv[1:]]
-        if "modeconn" in Path(sys.argv[0]).name or sys.argv[0].endswith("__main__.py")
-        else list(sys.argv)
-    )
+def command_line() -> str:
+    """This process's command as a person would type it again; workers of a sweep inherit their parent's."""
+    return os.environ.get("MODECONN_COMMAND") or shlex.join(["modeconn", *sys.argv[1:]])
 
 
 def require_done(run: Found) -> Found:

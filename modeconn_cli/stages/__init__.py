@@ -104,7 +104,7 @@ def _compute(stage: Stage, run: Run, started: float) -> None:
         "status": run.status,
         "seconds": round(time.time() - started, 3),
     }
-    run.write_json("provenance.json", runs.provenance(runs.command_line(), [u.result for u in stage.upstream], more))
+    run.write_json("provenance.json", runs.provenance([u.result for u in stage.upstream], more))
     run.log("finished")
     run.finish()
 

@@ -94,9 +94,7 @@ def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Pa
         if run.status != "cached":
             with runs.writable(run.folder):
                 draw_into(run, folders)
-                run.write_json(
-                    "provenance.json", runs.provenance(runs.command_line(), [Run(f, "cached", "") for f in folders], {})
-                )
+                run.write_json("provenance.json", runs.provenance([Run(f, "cached", "") for f in folders], {}))
                 run.finish()
     return [run.folder / "plot.png", run.folder / "plot.svg"]
 
