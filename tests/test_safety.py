@@ -69,8 +69,9 @@ LONG = [
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float]:
     """Every result of LONG when nothing happens to it, and how long it takes."""
     place = tmp_path_factory.mktemp("undisturbed")
+    server = processes()
     started = time.monotonic()
-    answer = processes().run(LONG, place)
+    answer = server.run(LONG, place)
     assert answer.code == 0, answer.err
     return results(place / "outputs"), time.monotonic() - started
 
