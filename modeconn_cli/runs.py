@@ -146,6 +146,8 @@ def _damage(version: Path) -> str:
 def claim(identity: Identity, root: Path, force: bool, on_wait: Callable[[Path], None]) -> Iterator[Run]:
     """The sole right to compute a result. Waits while another process has it, then looks again.
 
+    ``on_wait`` is called again and again while waiting, and may raise to give up.
+
     Raises:
         UserError: the directory cannot be written.
     """
@@ -158,12 +160,14 @@ def claim(identity: Identity, root: Path, force: bool, on_wait: Callable[[Path],
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115 - held open for as long as the lock
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait(folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            force = False  # whoever held the lock has just computed it
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                force = False  # whoever holds the lock is computing it
+                on_wait(folder)
+                time.sleep(0.1)
         run = locate(identity, root, force)
         if run.status != "cached":
             with writable(run.folder):

@@ -172,10 +172,13 @@ def write_images(file: Path, n: int = 20, side: int = 32, classes: int = 3) -> P
 # ------------------------------------------------------------------------------------ processes of their own
 
 _SERVER = """
-import json, os, sys, traceback
+import contextlib, io, json, os, sys, traceback
 import hydra, matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, scipy.optimize
 import modeconn_cli.launch, modeconn_cli.stages.plan, modeconn_cli.terminal
 from modeconn_cli import cli
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # Hydra's first call is its slowest
+    sys.argv = ["modeconn", "fit-curve", "dataset=two_spirals", "--dry-run"]
+    cli.main()
 print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)

@@ -133,6 +133,7 @@ def gram(control_points: Tensor) -> Array:
     """Inner products (K, K), in float64, of the rows W[0], W[1]-W[0], ..., W[K-1]-W[0]; see paths.geometry."""
     total = torch.zeros(len(control_points), len(control_points), dtype=torch.float64)
     for part in control_points.split(1 << 22, dim=1):
+        part = part.cpu() if part.device.type == "mps" else part  # which has no float64
         rows = part.to(torch.float64, copy=True)
         rows[1:] -= rows[0].clone()
         total += (rows @ rows.T).cpu()

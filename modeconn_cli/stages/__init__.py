@@ -65,8 +65,14 @@ def execute(stage: Stage, force: bool) -> Run:
     """Bring a stage's result into being: from cache, resumed, or computed. Its upstream must be done."""
     context = stage.context
 
+    told = False
+
     def waiting(folder: Any) -> None:
-        context.reporter.say(f"another process is computing {folder}; waiting for it")
+        nonlocal told
+        if not told:
+            context.reporter.say(f"another process is computing {folder}; waiting for it")
+        told = True
+        context.signals.check()
 
     with runs.claim(stage.identity, context.root, force, waiting) as run:
         context.reporter.begin(f"{stage.name} {stage.label}", run)

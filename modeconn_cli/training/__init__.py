@@ -198,8 +198,8 @@ class Trainer:
                 "epoch": index + 1,
                 "step": self.step,
                 "lr": self.lr,
-                "train_loss": float(self._losses.double().cpu() @ batches) / seen,
-                "train_error": 100 * float(self._wrong.double().sum()) / seen,
+                "train_loss": float(self._losses.cpu().double() @ batches) / seen,
+                "train_error": 100 * float(self._wrong.cpu().double().sum()) / seen,
             }
         )
 
