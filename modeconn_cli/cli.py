@@ -300,23 +300,27 @@ def completion(shell: Annotated[str, typer.Argument(help="bash or zsh.")]) -> No
 @app.command("_complete", hidden=True)
 def complete_line(line: str) -> None:
     """Print the completions of a command line, one a line."""
-    words = line.split(" ")[1:]
-    *before, incomplete = words or [""]
-    commands = [c.name or "" for c in app.registered_commands if not c.hidden] + ["runs"]
-    if not [w for w in before if not w.startswith("-")]:
-        candidates = [f"{c} " for c in commands if c.startswith(incomplete)]
-    elif before[0] == "runs" and len(before) == 1:
-        candidates = [f"{c.name} " for c in runs_app.registered_commands if (c.name or "").startswith(incomplete)]
+    *before, incomplete = line.split(" ")[1:] or [""]
+    command: Any = typer.main.get_command(app)
+    rest = list(before)
+    while rest and hasattr(command, "commands") and rest[0] in command.commands:
+        command = command.commands[rest.pop(0)]
+    if hasattr(command, "commands"):
+        candidates = [f"{name} " for name, c in command.commands.items() if not c.hidden]
     elif incomplete.startswith("-"):
-        flags = ["--multirun", "--cfg", "--info", "--config-dir", "--dry-run", "--force", "--json", "--quiet", "--help"]
-        candidates = [f"{f} " for f in flags if f.startswith(incomplete)]
-    elif before[0] in PIPELINES:
+        candidates = [f"{flag} " for parameter in command.params for flag in parameter.opts if flag.startswith("--")]
+        candidates.append("--help ")
+    elif rest and rest[-1] in ("--cfg", "--info"):
+        candidates = [f"{value} " for value in (CFG if rest[-1] == "--cfg" else INFO)]
+    elif command.name == "completion":
+        candidates = [f"{shell} " for shell in SCRIPTS]
+    elif command.name in PIPELINES:
         from modeconn_cli.launch import complete
 
-        candidates = complete(before[1:], incomplete)
+        candidates = complete(rest, incomplete)
     else:
         candidates = []
-    print("\n".join(candidates))
+    print("\n".join(c for c in candidates if c.startswith(incomplete)))
 
 
 SCRIPTS = {
@@ -381,19 +385,27 @@ def out_of_memory(error: Exception) -> str | None:
 
 def main() -> NoReturn:
     """Run the command line; every way of ending that is not a bug ends in one line and the right exit code."""
+    failure: tuple[str, int] | None = None
     try:
         code = app(standalone_mode=False)
     except CommandLineError as error:
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
-        if message:
-            complain(" ".join(message.split()))
-        sys.exit(2)
+        said = error.format_message() if hasattr(error, "format_message") else str(error)
+        failure = " ".join(said.split()), 2
     except UserError as error:
-        complain(str(error))
-        sys.exit(2)
+        failure = str(error), 2
     except RunFailed as error:
-        complain(str(error))
-        sys.exit(1)
+        failure = str(error), 1
     except BrokenPipeError:
         sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
+    if failure is None:
+        sys.exit(code if isinstance(code, int) else 0)
+    message, code = failure
+    if message:  # a bare `modeconn` has printed its help
+        complain(message)
+    if "--json" in sys.argv:
+        print_json({"error": message, "exit_code": code})
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

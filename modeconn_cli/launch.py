@@ -6,17 +6,19 @@ allowed, and the nearest right one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeconn_cli import schema
+from modeconn_cli import runs, schema
 from modeconn_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,11 +48,7 @@ def run_hydra(
         UserError: an override or a file cannot be composed.
     """
     for override in overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise UserError(
-                f"{override!r} is not an override: write key=value, as seed=1 or architecture=vgg16"
-                f"{_suggest(override, all_keys([], config_dir), 'did you mean {}=...?')}"
-            )
+        _check_form(override, config_dir)
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir} is not a directory; give one with files such as dataset/mine.yaml.")
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -74,15 +72,32 @@ def run_hydra(
             job(config, list(HydraConfig.get().overrides.task))
 
     extra = ["--config-dir", str(Path(config_dir).resolve())] if config_dir else []
-    argv, sys.argv = sys.argv, ["modeconn", *flags, *extra, *overrides]
+    # kwargs take any name, which Hydra would want a + for.
+    given = [f"++{o}" if o.startswith("architecture.kwargs") else o for o in overrides]
+    argv = sys.argv
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(with_config)()
+        with contextlib.ExitStack() as stack:
+            if "runtime.dry_run=true" in overrides:  # a sweep would leave a record of itself
+                given.append(f"hydra.sweep.dir={stack.enter_context(tempfile.TemporaryDirectory())}")
+            sys.argv = ["modeconn", *flags, *extra, *given]
+            stack.enter_context(runs.writable(Path()))
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(with_config)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides, config_dir)) from None
     finally:
         sys.argv = argv
     if refused:
         raise refused[0]
+
+
+def _check_form(override: str, config_dir: str | None) -> None:
+    """Raise UserError for what Hydra answers less plainly."""
+    key, equals, value = override.partition("=")
+    if not equals and not override.startswith("~"):
+        near = _suggest(override, all_keys([], config_dir), "did you mean {}=...?")
+        raise UserError(f"{override!r} is not an override: write key=value, as seed=1 or architecture=vgg16{near}")
+    if key.lstrip("~+") in schema.NODES and (override.startswith("~") or value == "null"):
+        raise UserError(f"{override}: every run needs its {key.lstrip('~+')}; choose one, or leave the default.")
 
 
 def register_nodes() -> None:
@@ -109,6 +124,9 @@ def to_config(cfg: DictConfig) -> schema.Config:
                 f"`defaults: [{', '.join(schema.NODES[group])}]`, one of them."
             )
     unknown = [str(k) for k in cfg if k != "seed" and k not in schema.NODES]
+    for group, node in parts.items():
+        known = {f.name for f in dataclasses.fields(node)}
+        unknown += [f"{group}.{k}" for k in cfg[group] if k not in known]
     if unknown:
         raise UserError(f"{unknown[0]}: no such key{_suggest(unknown[0], all_keys([]), 'did you mean {}?')}")
     if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool):
@@ -177,6 +195,8 @@ def all_keys(overrides: Sequence[str], config_dir: str | None = None) -> list[st
 
 def explain(error: Exception, overrides: Sequence[str], config_dir: str | None = None) -> str:
     """Hydra's complaint as one line about the override that caused it."""
+    from hydra.errors import OverrideParseException
+
     choices, keys = groups(config_dir), all_keys(overrides, config_dir)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -192,6 +212,9 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str | None =
             if owners:
                 return f"{key}: the chosen {key.split('.')[0]} has no such field; it belongs to {', '.join(owners)}."
             return f"{key}: no such key{_suggest(key, keys, 'did you mean {}?')}"
+    if "Ambiguous value" in str(error):
+        several = next((o for o in overrides if o in str(error)), overrides[0])
+        return f"{several}: several values are a sweep, which wants --multirun (-m); a list is written as [0,1]."
     culprit = _type_culprit(error, overrides, config_dir)
     if culprit:
         return culprit
@@ -200,6 +223,8 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str | None =
         cause = cause.__cause__
     line = next((part.strip() for part in str(cause).splitlines() if part.strip()), type(cause).__name__)
     named = [o for o in overrides if o in str(error) or o in str(cause)]
+    if not named and isinstance(error, OverrideParseException):
+        named = [error.override.removeprefix("++")]
     return f"{named[0]}: {line}" if named else line
 
 
@@ -239,7 +264,8 @@ def _suggest(
     wrong: str, right: Sequence[str], phrase: str, otherwise: str = "`modeconn fit-curve --cfg job` shows every key."
 ) -> str:
     """The end of a sentence: a phrase with the nearest right word, or ``otherwise`` where nothing is near."""
-    near = difflib.get_close_matches(wrong, right, n=1, cutoff=0.5)
+    exact = [r for r in right if r.lower() == wrong.lower()]
+    near = exact or difflib.get_close_matches(wrong, right, n=1, cutoff=0.5)
     if not near:  # the last part alone may be near: a field given without its group, say
         tails = {k.rsplit(".", 1)[-1]: k for k in reversed(list(right))}
         near = [tails[n] for n in difflib.get_close_matches(wrong.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)]

@@ -160,15 +160,17 @@ def claim(identity: Identity, root: Path, force: bool, on_wait: Callable[[Path],
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115 - held open for as long as the lock
     with lock:
+        before = locate(identity, root).folder
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                force = False  # whoever holds the lock is computing it
                 on_wait(folder)
                 time.sleep(0.1)
-        run = locate(identity, root, force)
+        run = locate(identity, root)
+        if force and not (run.status == "cached" and run.folder != before):  # not computed while this one waited
+            run = locate(identity, root, force)
         if run.status != "cached":
             with writable(run.folder):
                 run.folder.mkdir(exist_ok=True)
@@ -286,10 +288,13 @@ def find(root: Path, wanted: str) -> Found:
     fitting = [r for r in every if r.folder.parent == given or (given.is_dir() and r.folder.parent.samefile(given))]
     if not fitting:
         bare, _, version = wanted.partition("/v")
+        stage, slash, bare = bare.rpartition("/")
         fitting = [
             r
             for r in every
-            if (r.digest.startswith(bare) or r.name.startswith(bare)) and (not version or r.version == f"v{version}")
+            if (r.digest.startswith(bare) or r.name.startswith(bare))
+            and (not slash or r.stage == stage)
+            and (not version or r.version == f"v{version}")
         ]
     names = sorted({f"{r.stage}/{r.name}" for r in fitting})
     if len(names) > 1:

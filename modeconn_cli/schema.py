@@ -7,6 +7,7 @@ where it is given; :func:`check` then holds each value to its range and the fiel
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Any, Union, get_type_hints
@@ -29,6 +30,9 @@ def option(
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+LARGEST_SEED = 2**31 - 1
 
 
 class Name(StrEnum):
@@ -68,7 +72,7 @@ class Dataset:
     test_size: int = option(0, "Examples drawn (by split_seed) as the test split, for sources that ship none.", ge=0)
     validation_size: int = option(0, "Training examples held out as the validation split.", ge=0)
     validation_split: SplitBy = option(SplitBy.last, "Hold out the last examples (Garipov) or a seeded random draw.")
-    split_seed: int = option(0, "Seed of every random split.", ge=0)
+    split_seed: int = option(0, "Seed of every random split.", ge=0, le=LARGEST_SEED)
     use_test: bool = option(True, "Report the test split; false reports the validation split in its place.")
     train_size: int | None = option(None, "Keep only this many training examples (seeded draw); null keeps all.", ge=1)
     mean: list[float] | None = option(
@@ -256,10 +260,14 @@ class Training:
 @dataclass
 class Endpoints(Training):
     seeds: list[int] | None = option(
-        None, "Seeds of the endpoints; null: 2*seed and 2*seed+1, a pair no other seed shares.", ge=0
+        None, "Seeds of the endpoints; null: 2*seed and 2*seed+1, a pair no other seed shares.", ge=0, le=LARGEST_SEED
     )
-    init_seed: int | None = option(None, "One initialisation for every endpoint; null: each endpoint's own seed.", ge=0)
-    data_seed: int | None = option(None, "One order and augmentation for every endpoint; null: its own seed.", ge=0)
+    init_seed: int | None = option(
+        None, "One initialisation for every endpoint; null: each endpoint's own seed.", ge=0, le=LARGEST_SEED
+    )
+    data_seed: int | None = option(
+        None, "One order and augmentation for every endpoint; null: its own seed.", ge=0, le=LARGEST_SEED
+    )
     keep_epochs: list[int] = option([], "Also keep the weights after these epochs (0 is initialisation).", ge=0)
     keep_steps: list[int] = option([], "Also keep the weights after these gradient steps.", ge=0)
     checkpoints: list[str] | None = option(
@@ -288,7 +296,9 @@ class Curve(Training):
         None, "Start from this curve's checkpoint.safetensors; null: bends evenly on the segment."
     )
     t_sampling: Sampling = option(Sampling.stratified, "Draw t uniformly, or stratified over the steps of every epoch.")
-    seed: int | None = option(None, "Seed of t, order and augmentation; null: the top-level seed.", ge=0)
+    seed: int | None = option(
+        None, "Seed of t, order and augmentation; null: the top-level seed.", ge=0, le=LARGEST_SEED
+    )
 
 
 # ------------------------------------------------------------------------------------- evaluation, running
@@ -353,7 +363,9 @@ class Runtime:
 class Config:
     """A whole composed configuration. `seed` is the replicate: see Endpoints.seeds."""
 
-    seed: int = option(0, "Replicate: endpoints 2*seed and 2*seed+1, and the curve's own randomness.", ge=0)
+    seed: int = option(
+        0, "Replicate: endpoints 2*seed and 2*seed+1, and the curve's own randomness.", ge=0, le=LARGEST_SEED // 2
+    )
     dataset: Dataset = field(default_factory=Dataset, metadata={"doc": "What the networks learn."})
     architecture: Architecture = field(default_factory=MLP, metadata={"doc": "The network."})
     endpoints: Endpoints = field(
@@ -423,6 +435,8 @@ def check(node: Any, prefix: str = "") -> None:
             check(value, f"{key}.")
             continue
         for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise UserError(f"{key}={item} is not a number to work with; give a finite one.")
             if isinstance(item, int | float) and not isinstance(item, bool):
                 _check_range(key, item, f.metadata["limits"])
     if isinstance(node, Config):

@@ -14,8 +14,9 @@ from rich.table import Table
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.runs import Run
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+# A pipe or a file has no width to fold names for.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 1000)
 STATUS_STYLE = {"run": "yellow", "resume": "cyan", "cached": "green", "done": "green", "unfinished": "cyan"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -26,10 +27,12 @@ class PathResult:
     summary: dict[str, Any]
 
 
-def draw(paths: Sequence[PathResult], heading: str) -> Figure:
-    """Both panels, every path in each, with bands of 1.96 standard errors and the highest point marked."""
+def save(paths: Sequence[PathResult], heading: str, file: Path, kind: str) -> None:
+    """Draw paths into a png, svg or pdf, the same bytes for the same figures.
+
+    Both panels hold every path, with bands of 1.96 standard errors and the highest point marked.
+    """
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
     settings: dict[Any, Any] = {
         "font.size": 9,
@@ -40,15 +43,21 @@ def draw(paths: Sequence[PathResult], heading: str) -> Figure:
         "axes.titlesize": 10,
         "legend.frameon": False,
     }
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     with rc_context(settings):
-        figure = Figure(figsize=(7.2, 3.3), layout="constrained")
-        panels = figure.subplots(1, 2)
-        for axes, (column, name) in zip(panels, PANELS, strict=True):
-            _panel(axes, paths, column, name)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(paths), 3))
-        figure.suptitle(heading, fontsize=10)
-        figure.canvas.draw()  # lay out now, while the settings hold
+        _draw(paths, heading).savefig(file, format=kind, dpi=200, metadata=metadata)
+
+
+def _draw(paths: Sequence[PathResult], heading: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.3), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, (column, name) in zip(panels, PANELS, strict=True):
+        _panel(axes, paths, column, name)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(paths), 3))
+    figure.suptitle(heading, fontsize=10)
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -127,7 +128,12 @@ class Saver:
         path = self.run.folder / "state.pt"
         if not path.exists():
             return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+            self.run.log("state.pt is damaged; starting over")
+            self.context.reporter.say(f"{path} is damaged; this stage starts over")
+            return None
         return state
 
     def save(self, state: dict[str, Any]) -> None:

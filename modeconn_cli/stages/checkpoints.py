@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,17 +19,24 @@ from modeconn_cli.runs import Run
 WRAPPERS = ("model_state", "state_dict", "model", "model_state_dict")
 
 
-def write_state(run: Run, name: str, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, independent of device; tied tensors are written under each name."""
+def write_state(run: Run, name: str, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write tensors as safetensors, the same bytes for the same tensors; tied ones under each of their names."""
     whole = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
     with run.writing(name) as path:
-        safetensors.torch.save_file(whole, path, dict(metadata or {}))
+        # One key for all metadata: safetensors writes several in no fixed order.
+        safetensors.torch.save_file(
+            whole, path, {"modeconn": json.dumps(metadata, sort_keys=True)} if metadata else None
+        )
 
 
-def read_metadata(file: Path) -> dict[str, str]:
-    """The metadata of a safetensors file."""
-    with safetensors.safe_open(file, framework="pt") as f:
-        return dict(f.metadata() or {})
+def read_metadata(file: Path) -> dict[str, Any]:
+    """The metadata that :func:`write_state` gave a safetensors file; empty for any other file."""
+    try:
+        with safetensors.safe_open(file, framework="pt") as f:
+            found: dict[str, Any] = json.loads((f.metadata() or {}).get("modeconn", "{}"))
+            return found
+    except (safetensors.SafetensorError, ValueError, OSError):
+        return {}
 
 
 def read_state(file: Path) -> dict[str, Tensor]:

@@ -63,6 +63,11 @@ class FitCurve(Stage):
         options = self.context.config.curve
         return options.epochs * steps_per_epoch(len(self.context.data_on_host.train), options.batch_size)
 
+    def check(self) -> None:
+        """Raise UserError now, before anything is written, for a curve to start from that does not fit."""
+        if self.context.config.curve.init_from:
+            self._initial(self.context.net(0), None)
+
     def compute(self, run: Run) -> None:
         options = self.context.config.curve
         net = self.context.net(self.seed)
@@ -81,21 +86,23 @@ class FitCurve(Stage):
         )
         fit(trainer, run, self.context)
         named = {f"{k}.{name}": value for k, row in enumerate(control_points) for name, value in net.named(row).items()}
-        write_state(run, CHECKPOINT, named, {"path": self.kind, "control_points": str(len(control_points))})
+        write_state(run, CHECKPOINT, named, {"path": self.kind, "control_points": len(control_points)})
 
     def control_points(self, net: FlatModule) -> Tensor:
         """W (K, P) as fitted, on the network's device."""
         return read_curve(self.result.folder / CHECKPOINT, net, self.kind, self.path.control_points)
 
-    def _initial(self, net: FlatModule, ends: Tensor) -> Tensor:
+    def _initial(self, net: FlatModule, ends: Tensor | None) -> Tensor:
+        """W (K, P) to start from, with these endpoints (2, P) where they are given."""
         init_from = self.context.config.curve.init_from
         if init_from:
             W_kp = read_curve(Path(init_from), net, self.kind, self.path.control_points)
-            W_kp[[0, -1]] = ends
-            return W_kp
-        share = torch.as_tensor(np.linspace(0, 1, self.path.control_points), dtype=ends.dtype, device=ends.device)
-        W_kp = torch.lerp(ends[:1], ends[1:], share[:, None])
-        W_kp[[0, -1]] = ends  # exactly, whatever lerp rounds to
+        else:
+            assert ends is not None
+            share = torch.as_tensor(np.linspace(0, 1, self.path.control_points), dtype=ends.dtype, device=ends.device)
+            W_kp = torch.lerp(ends[:1], ends[1:], share[:, None])
+        if ends is not None:
+            W_kp[[0, -1]] = ends  # exactly, whatever lerp rounds to
         return W_kp
 
 
@@ -106,8 +113,8 @@ def read_curve(file: Path, net: FlatModule, kind: str, control_points: int) -> T
         UserError: the file is of another kind of path, another number of points or another architecture.
     """
     state = read_state(file)
-    found = read_metadata(file) if file.suffix == ".safetensors" else {}
-    wanted = {"path": kind, "control_points": str(control_points)}
+    found = read_metadata(file)
+    wanted = {"path": kind, "control_points": control_points}
     if found != wanted:
         raise UserError(
             f"{file} holds {found.get('path', 'no path')} with {found.get('control_points', 'no')} control "

@@ -89,15 +89,18 @@ class TrainedEndpoint(Endpoint):
         options = self.context.config.endpoints
         return options.epochs * steps_per_epoch(len(self.context.data_on_host.train), options.batch_size)
 
+    def check(self) -> None:
+        """Raise UserError now, before anything is written, for checkpoints that training will not reach."""
+        late = [s for s in self.context.config.endpoints.keep_steps if s > self.gradient_steps]
+        if late:
+            raise UserError(f"endpoints.keep_steps={late} lies after the last step, {self.gradient_steps}.")
+
     def compute(self, run: Run) -> None:
         options = self.context.config.endpoints
         net = self.context.net(self.init_seed)
         trainer = Trainer(net, Point(), net.point[None], slice(0, 1), self.context.data, options, self.data_seed)
         kept = {e * trainer.steps_per_epoch: f"checkpoint-epoch{e}.safetensors" for e in options.keep_epochs}
         kept |= {s: f"checkpoint-step{s}.safetensors" for s in options.keep_steps if s not in kept}
-        late = [s for s in kept if s > trainer.total_steps]
-        if late:
-            raise UserError(f"endpoints.keep_steps={late} lies after the last step, {trainer.total_steps}.")
 
         def keep(t: Trainer) -> None:
             if t.step in kept:
@@ -137,9 +140,9 @@ class ImportedEndpoint(Endpoint):
     def fields(self) -> dict[str, Any]:
         return {**self.context.task_fields(), "file": hashlib.sha256(self.file.read_bytes()).hexdigest()}
 
-    def check(self) -> None:
-        """Raise UserError now, before anything is written, for a file that does not fit."""
-        matching_state(self.context.module(), read_state(self.file), str(self.file))
+    def check(self) -> dict[str, Tensor]:
+        """The file's state; UserError now, before anything is written, for one that does not fit."""
+        return matching_state(self.context.module(), read_state(self.file), str(self.file))
 
     def compute(self, run: Run) -> None:
         net = self.context.net(0)

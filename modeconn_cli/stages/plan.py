@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from modeconn_cli.errors import UserError
 from modeconn_cli.report.tables import barrier_rows, read_path, verdict_sentence
 from modeconn_cli.schema import Config, PathOf, check
@@ -14,6 +16,10 @@ from modeconn_cli.stages.curve import FitCurve
 from modeconn_cli.stages.endpoints import Endpoint, ImportedEndpoint, TrainedEndpoint
 from modeconn_cli.stages.measure import MeasuredCurve, MeasuredPath, Segment
 from modeconn_cli.stages.plot import Plot
+
+SAME = (
+    "the same network, so there is no path between them: give two different endpoints.seeds or endpoints.checkpoints."
+)
 
 
 @dataclass
@@ -91,15 +97,13 @@ def make_plan(command: str, config: Config, reporter: Reporter) -> Plan:
         )
     start, end = endpoints
     if start.identity.digest == end.identity.digest:
-        raise UserError(
-            "both endpoints are the same network (same seeds or same file), so there is no path between them: "
-            "give two different endpoints.seeds or endpoints.checkpoints."
-        )
+        raise UserError(f"both endpoints are {SAME}")
     segment = Segment(context, start, end)
     if command == "interpolate" or (command == "evaluate" and config.interpolation.path is PathOf.segment):
         own: list[Stage] = [segment, Plot(context, [segment])]
         return Plan(context, [*endpoints, *own], own)
     curve = FitCurve(context, start, end)
+    curve.check()
     measured = MeasuredCurve(context, curve)
     picture = Plot(context, [segment, measured])
     own = [measured, picture] if command == "evaluate" else [curve, measured, picture]
@@ -116,9 +120,12 @@ def _endpoints(context: Context) -> list[Endpoint]:
                 "endpoints.checkpoints and endpoints.seeds are both given: endpoints come from files or from "
                 "training; drop one."
             )
+        if not options.checkpoints:
+            raise UserError("endpoints.checkpoints=[] names no file; give checkpoints, as [a.pt,b.safetensors].")
         imported = [ImportedEndpoint(context, file) for file in options.checkpoints]
-        for endpoint in imported:
-            endpoint.check()
+        states = [endpoint.check() for endpoint in imported]
+        if len(states) == 2 and all(torch.equal(v, states[1][k]) for k, v in states[0].items()):
+            raise UserError(f"{imported[0].file} and {imported[1].file} hold {SAME}")
         return [*imported]
     seeds = [2 * seed, 2 * seed + 1] if options.seeds is None else options.seeds
     if len(set(seeds)) < len(seeds):
@@ -128,4 +135,6 @@ def _endpoints(context: Context) -> list[Endpoint]:
         )
     if not seeds:
         raise UserError("endpoints.seeds=[] names no endpoint; give seeds, as endpoints.seeds=[0,1].")
-    return [TrainedEndpoint(context, s) for s in seeds]
+    trained = [TrainedEndpoint(context, s) for s in seeds]
+    trained[0].check()
+    return [*trained]

@@ -8,7 +8,7 @@ from typing import Any
 
 from modeconn_cli import runs
 from modeconn_cli.errors import UserError
-from modeconn_cli.report.plots import draw
+from modeconn_cli.report.plots import save
 from modeconn_cli.report.tables import heading, read_path
 from modeconn_cli.runs import Found, Identity, Run
 from modeconn_cli.stages import Stage
@@ -47,10 +47,9 @@ def draw_into(run: Run, folders: Sequence[Path]) -> None:
 
 
 def write_figure(folders: Sequence[Path], file: Path, kind: str) -> None:
-    """Draw measured paths into a file, the same bytes for the same figures."""
+    """Draw measured paths from their run directories into a file."""
     paths = [read_path(folder) for folder in folders]
-    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    draw(paths, heading(paths)).savefig(file, format=kind, dpi=200, metadata=metadata)
+    save(paths, heading(paths), file, kind)
 
 
 def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Path]:
