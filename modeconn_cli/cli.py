@@ -147,7 +147,7 @@ class Session:
         if self.as_json:
             jobs = {"jobs": self.jobs} if self.sweep else (self.jobs[0] if self.jobs else {})
             print_json({"command": self.command, "exit_code": self.code, **jobs})
-        elif self.sweep and not self.dry_run and self.jobs:
+        elif self.sweep and not self.dry_run and any("overrides" in job for job in self.jobs):
             from modeconn_cli.terminal import show_sweep
 
             show_sweep(self.jobs)

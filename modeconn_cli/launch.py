@@ -13,7 +13,6 @@ import os
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +52,6 @@ def run_hydra(
         raise UserError(f"--config-dir {config_dir} is not a directory; give one with files such as dataset/mine.yaml.")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ["MODECONN_COMMAND"] = shlex.join(["modeconn", *sys.argv[1:]])
-    os.environ["MODECONN_SWEEP"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -77,7 +75,8 @@ def run_hydra(
     argv = sys.argv
     try:
         with contextlib.ExitStack() as stack:
-            if "runtime.dry_run=true" in overrides:  # a sweep would leave a record of itself
+            if not any(o.startswith("hydra.sweep.dir=") for o in overrides):
+                # Hydra keeps records of its own of a sweep; the run directories say all that there is to say.
                 given.append(f"hydra.sweep.dir={stack.enter_context(tempfile.TemporaryDirectory())}")
             sys.argv = ["modeconn", *flags, *extra, *given]
             stack.enter_context(runs.writable(Path()))

@@ -185,6 +185,8 @@ def writable(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # some libraries' own errors are OSErrors too
+            raise
         where = error.filename or place
         raise UserError(
             f"cannot write {where}: {error.strerror}. Give a writable place with enough room: runtime.output_dir=DIR."

@@ -9,6 +9,7 @@ import resource
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -372,14 +373,17 @@ def test_results_are_on_stdout_and_progress_on_stderr() -> None:
 
 
 @pytest.mark.parametrize("columns", [40, 80])
-def test_a_pipe_gets_whole_paths_and_names_whatever_the_width(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal.out, "_width", columns)
-    answer = ok("interpolate", *SPIRALS)
-    lines = answer.out.splitlines()
+def test_a_pipe_gets_whole_paths_and_names_whatever_the_width(columns: int) -> None:
+    def piped(*words: str) -> str:
+        command = [sys.executable, "-m", "modeconn_cli", *words]
+        environment = {**os.environ, "COLUMNS": str(columns)}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+
+    lines = piped("interpolate", *SPIRALS).splitlines()
     assert any(re.fullmatch(r"outputs/interpolate/\S+/v1/path.csv", line) for line in lines)
-    planned = ok("interpolate", *SPIRALS, "--dry-run")
-    assert re.search(r"^outputs/interpolate/\S+/v1$", planned.out, re.M)
-    listed = ok("runs", "list").out.split()
+    planned = piped("interpolate", *SPIRALS, "--dry-run")
+    assert re.search(r"^outputs/interpolate/\S+/v1$", planned, re.M)
+    listed = piped("runs", "list").split()
     rows = ok("runs", "list", "--json").json["runs"]
     assert [w for r in rows for w in r["name"].rsplit("-", 1) if w not in listed] == []
 

@@ -71,14 +71,23 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, split: Split) -> Scores:
-        """Per-example scores at the network's present point and buffers, on the CPU."""
+        """Per-example scores at the network's present point and buffers, on the CPU.
+
+        Raises:
+            RunFailed: a loss is NaN or infinite.
+        """
         self.net.module.eval()
         nll, wrong = [], []
         for x, y in self.batches(split):
             logits = self.net(x)
             nll.append(F.cross_entropy(logits, y, reduction="none"))
             wrong.append(logits.argmax(1) != y)
-        return Scores(torch.cat(nll).cpu(), torch.cat(wrong).cpu())
+        found = Scores(torch.cat(nll).cpu(), torch.cat(wrong).cpu())
+        if not torch.isfinite(found.nll).all():
+            raise RunFailed(
+                f"the loss on the {split.name} split is NaN or infinite; no mean and no barrier can be given."
+            )
+        return found
 
     def scores(self) -> dict[str, Scores]:
         """:meth:`score` of both splits."""

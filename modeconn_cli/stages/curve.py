@@ -52,10 +52,7 @@ class FitCurve(Stage):
         if options.t_sampling is not Sampling.stratified:
             fields["t_sampling"] = str(options.t_sampling)
         if options.init_from:
-            file = Path(options.init_from)
-            if not file.is_file():
-                raise UserError(f"curve.init_from: no file {file}; give a curve's checkpoint.safetensors.")
-            fields["init_from"] = hashlib.sha256(file.read_bytes()).hexdigest()
+            fields["init_from"] = hashlib.sha256(Path(options.init_from).read_bytes()).hexdigest()
         return fields
 
     @property
@@ -65,7 +62,10 @@ class FitCurve(Stage):
 
     def check(self) -> None:
         """Raise UserError now, before anything is written, for a curve to start from that does not fit."""
-        if self.context.config.curve.init_from:
+        init_from = self.context.config.curve.init_from
+        if init_from and not Path(init_from).is_file():
+            raise UserError(f"curve.init_from: no file {init_from}; give a curve's checkpoint.safetensors.")
+        if init_from:
             self._initial(self.context.net(0), None)
 
     def compute(self, run: Run) -> None:

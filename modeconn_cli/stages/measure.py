@@ -77,11 +77,10 @@ class MeasuredPath(Stage):
 
         def measure(t: float) -> dict[str, Scores]:
             if t not in measured:
-                measured[t] = evaluator.at(W_kp, c_at([t])[0], rests, self.ends_fixed)
-                if not all(torch.isfinite(s.nll).all() for s in measured[t].values()):
-                    raise RunFailed(
-                        f"the loss on the {self.title} at t={t:g} is NaN or infinite; no barrier can be given."
-                    )
+                try:
+                    measured[t] = evaluator.at(W_kp, c_at([t])[0], rests, self.ends_fixed)
+                except RunFailed as failure:
+                    raise RunFailed(f"{self.title} at t={t:g}: {failure}") from None
                 if saver.due:
                     saver.save(_pack(measured))
             context.reporter.progress(len(measured), total, f"t {t:.3f} loss {measured[t]['train'].means[0]:.4f}")

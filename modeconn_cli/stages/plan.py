@@ -121,7 +121,7 @@ def _endpoints(context: Context) -> list[Endpoint]:
                 "training; drop one."
             )
         if not options.checkpoints:
-            raise UserError("endpoints.checkpoints=[] names no file; give checkpoints, as [a.pt,b.safetensors].")
+            raise UserError("endpoints.checkpoints=[] names no file; give two checkpoints, as [a.pt,b.safetensors].")
         imported = [ImportedEndpoint(context, file) for file in options.checkpoints]
         states = [endpoint.check() for endpoint in imported]
         if len(states) == 2 and all(torch.equal(v, states[1][k]) for k, v in states[0].items()):
