@@ -18,7 +18,6 @@ class FlatModule:
 
     Attributes:
         point: (P,) the coordinates; writing to it moves the network.
-        gradient: (P,) where a backward pass adds its gradient; whoever runs one sets what it starts from.
         channels_last: whether image batches are laid out NHWC in memory before they enter.
     """
 
@@ -37,7 +36,6 @@ class FlatModule:
         self.sizes = [p.numel() for p in self.parameters]
         self.point = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.bind(self.point)
-        self.bind_gradient(torch.zeros_like(self.point))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of a float batch (N, ...)."""
@@ -56,11 +54,17 @@ class FlatModule:
             parameter.data = view
         self.point = vector
 
-    def bind_gradient(self, vector: Tensor) -> None:
-        """Make a (P,) vector the place where backward passes add the gradient at the point."""
-        for parameter, view in zip(self.parameters, self.views(vector), strict=True):
-            parameter.grad = view
-        self.gradient = vector
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """The gradient of a scalar loss at the point, a tensor for each parameter, the caller's to change.
+
+        Zero for a parameter that the loss does not depend on.
+        """
+        # Not autograd.grad, which may give two parameters one and the same tensor.
+        loss.backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return gradients
 
     def named(self, vector: Tensor) -> dict[str, Tensor]:
         """The parts of a (P,) vector by parameter name."""
@@ -90,22 +94,22 @@ class FlatModule:
 
 
 @torch.no_grad()
-def combine(
-    coefficients: Sequence[float], rows: Tensor, out: Tensor, scaled: tuple[Tensor, float] | None = None
-) -> None:
-    """Write c @ W into ``out`` (P,), for c (K,) and rows W (K, P); a one-hot c copies its row exactly.
+def combine(coefficients: Sequence[float], rows: Tensor, out: Tensor) -> None:
+    """Write c @ W into ``out`` (P,), for rows W (K, P) and c (K,) of a convex combination: no negatives, sum 1.
 
-    With ``scaled=(vector, factor)``, ``vector`` (P,) becomes factor * (c @ W) in the same sweep over memory.
+    A one-hot c copies its row exactly.
     """
-    # On a CPU, blocks that stay in cache between the operations halve what a step costs over a plain one.
+    # On a CPU, blocks that stay in cache from one interpolation to the next cost a fraction of whole vectors.
     block = 1 << 18 if out.device.type == "cpu" else out.numel()
     used = [(float(c), row.split(block)) for c, row in zip(coefficients, rows, strict=True) if c != 0]
+    (total, start), *others = used
     for i, part in enumerate(out.split(block)):
-        torch.mul(used[0][1][i], used[0][0], out=part)
-        for c, blocks in used[1:]:
-            part.add_(blocks[i], alpha=c)
-        if scaled is not None:
-            torch.mul(part, scaled[1], out=scaled[0][i * block : i * block + part.numel()])
+        if not others:
+            part.copy_(start[i])
+        so_far, before = total, start[i]
+        for c, row in others:
+            so_far += c
+            before = torch.lerp(before, row[i], c / so_far, out=part)
 
 
 def matching_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -31,11 +31,12 @@ from modeconn_cli.training import Trainer, draw_epoch
 from modeconn_cli.weights import FlatModule
 
 BATCH = 128
-NETWORKS: dict[str, tuple[str, tuple[int, ...], dict[str, object]]] = {
-    "mlp 3x512": ("mlp", (1, 28, 28), {"width": 512, "depth": 3}),
-    "convfc": ("convfc", (3, 32, 32), {}),
-    "vgg16": ("vgg", (3, 32, 32), {"depth": 16}),
-    "preresnet110": ("preresnet", (3, 32, 32), {"depth": 110}),
+# Family, input, options, and the examples of an evaluated batch (the default is 1000).
+NETWORKS: dict[str, tuple[str, tuple[int, ...], dict[str, object], int]] = {
+    "mlp 3x512": ("mlp", (1, 28, 28), {"width": 512, "depth": 3}, 1000),
+    "convfc": ("convfc", (3, 32, 32), {}, 1000),
+    "vgg16": ("vgg", (3, 32, 32), {"depth": 16}, 128),
+    "preresnet110": ("preresnet", (3, 32, 32), {"depth": 110}, 128),
 }
 
 
@@ -87,7 +88,7 @@ def bare_step(module: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def bench(name: str, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    family, shape, options = NETWORKS[name]
+    family, shape, options, evaluated = NETWORKS[name]
     data = synthetic(shape, 4 * BATCH, device)
     x, y = data.inputs(data.train, slice(0, BATCH)), data.train.y[:BATCH]
 
@@ -137,15 +138,17 @@ def bench(name: str, rounds: int, device: torch.device) -> dict[str, list[float]
     if convolutional:
         found["layout"] = paired(times(bare_step(fresh(), x, y)), times(bare_step(fresh(), x_ours, y)), rounds, device)
     found["data/fixed"] = paired(fixed_batch, from_data, rounds, device)
-    found["eval/bare"] = bench_evaluation(fresh(), data, convolutional, rounds, device)
+    found["eval/bare"] = bench_evaluation(
+        fresh(), synthetic(shape, 4 * evaluated, device), convolutional, evaluated, rounds, device
+    )
     return found
 
 
 def bench_evaluation(
-    module: nn.Module, data: Data, channels_last: bool, rounds: int, device: torch.device
+    module: nn.Module, data: Data, channels_last: bool, batch: int, rounds: int, device: torch.device
 ) -> list[float]:
     net = FlatModule(module, channels_last)
-    evaluator = Evaluator(net, data, Interpolation(batch_size=BATCH))
+    evaluator = Evaluator(net, data, Interpolation(batch_size=batch))
     W_kp = net.point.repeat(3, 1)
     net.bind(W_kp[0].clone())
     rests = [net.rest(), net.rest()]
@@ -153,7 +156,7 @@ def bench_evaluation(
     layers = norm_layers(module)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     batches = [
-        [data.inputs(s, slice(i, i + BATCH)).contiguous(memory_format=layout) for i in range(0, len(s), BATCH)]
+        [data.inputs(s, slice(i, i + batch)).contiguous(memory_format=layout) for i in range(0, len(s), batch)]
         for s in (data.train, data.test)
     ]
 

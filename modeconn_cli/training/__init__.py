@@ -91,10 +91,9 @@ class Trainer:
         self.lr = recipe.lr
         # A network that is its only control point moves with it; otherwise the point is formed every step.
         net.bind(self.W_kp[0] if path.control_points == 1 else self.W_kp[0].clone())
-        self._trained_rows = torch.nn.Parameter(self.W_kp[trained])
-        self._trained_rows.grad = torch.zeros_like(self._trained_rows)
-        net.bind_gradient(self._trained_rows.grad[0] if len(self._trained_rows) == 1 else torch.zeros_like(net.point))
-        self._optimizer = make_optimizer(recipe, self._trained_rows)
+        self._point_views = net.views(net.point)
+        self._rows = [[torch.nn.Parameter(v) for v in net.views(row)] for row in self.W_kp[trained]]
+        self._optimizer = make_optimizer(recipe, [v for row in self._rows for v in row])
         self._losses = torch.zeros(self.steps_per_epoch, device=self.device)
         self._wrong = torch.zeros(self.steps_per_epoch, device=self.device)
         # Reading a loss waits for the device, so an accelerator is asked seldom.
@@ -124,7 +123,7 @@ class Trainer:
             if batch + 1 == self.steps_per_epoch:
                 self._end_epoch(index)
             watch(self)
-        if not torch.isfinite(self._trained_rows).all():  # no loss has been taken at the last step's weights
+        if not torch.isfinite(self.W_kp[self.trained]).all():  # no loss has been taken at the last step's weights
             raise RunFailed(f"the weights overflowed at the last step, learning rate {self.lr:g}. Try a lower lr.")
 
     def _take_step(self, epoch: Epoch, batch: int, c: list[float]) -> None:
@@ -139,7 +138,8 @@ class Trainer:
 
     def descend(self, x: Tensor, y: Tensor, c: list[float]) -> tuple[Tensor, Tensor]:
         """One gradient step on a batch at the point with coefficients c (K,); the loss and logits before it."""
-        scale = self._place(c)
+        if self.path.control_points > 1:
+            combine(c, self.W_kp, self.net.point)
         with precision(self.recipe.precision, self.device):
             logits = self.net(x)
             loss = F.cross_entropy(
@@ -147,31 +147,31 @@ class Trainer:
                 y,
                 label_smoothing=self.recipe.label_smoothing,
             )
-        (loss * scale).backward()
-        if len(self._trained_rows) > 1:
-            c_k = torch.as_tensor(c[self.trained], dtype=self.W_kp.dtype, device=self.device)
-            torch.mul(c_k[:, None], self.net.gradient, out=self._trained_rows.grad)
-        if self.recipe.optimizer is Optimizer.adamw:  # decoupled: no part of the gradient
-            for row, share in zip(self._trained_rows.data, c[self.trained], strict=True):
-                row.add_(self.net.point, alpha=-self.lr * self.recipe.weight_decay * share)
-        self._optimizer.param_groups[0]["lr"] = self.lr
-        self._optimizer.step()
+        # A single trained row's coefficient scales the loss, which costs nothing; several scale copies of g.
+        shares = c[self.trained]
+        scale = shares[0] if len(shares) == 1 else 1.0
+        self._apply(self.net.gradients(loss * scale), scale, shares)
         return loss.detach(), logits.detach()
 
-    def _place(self, c: list[float]) -> float:
-        """Move the network to w = c @ W, and start its gradient from the weight decay's, decay * w.
+    @torch.no_grad()
+    def _apply(self, gradients: list[Tensor], scale: float, shares: list[float]) -> None:
+        """Hand the optimizer dW = c (g + decay * w) for each trained row's c in shares; ``gradients`` are scale * g.
 
-        dW = c outer g then needs no further pass over memory when one row is trained: its c scales the loss and
-        the decay, and the backward pass adds to the row's own gradient. Returns that scale.
+        Weight decay acts at the sampled point w, so it reaches a row by the same coefficient as the loss.
         """
-        decay, point = self.recipe.weight_decay, self.net.point
-        scale = c[self.trained][0] if len(self._trained_rows) == 1 else 1.0
-        start = (self.net.gradient, 0.0 if self.recipe.optimizer is Optimizer.adamw else scale * decay)
-        if self.path.control_points > 1:
-            combine(c, self.W_kp, point, start)
-        else:
-            torch.mul(point, start[1], out=start[0])
-        return scale
+        decay = self.recipe.weight_decay
+        decoupled = self.recipe.optimizer is Optimizer.adamw
+        if decay and not decoupled:
+            torch._foreach_add_(gradients, self._point_views, alpha=decay * scale)
+        for row, share in zip(self._rows, shares, strict=True):
+            scaled = gradients if len(shares) == 1 else torch._foreach_mul(gradients, share)
+            for view, gradient in zip(row, scaled, strict=True):
+                view.grad = gradient
+            if decay and decoupled:
+                torch._foreach_add_([*row], self._point_views, alpha=-self.lr * decay * share)
+        self._optimizer.param_groups[0]["lr"] = self.lr
+        self._optimizer.step()
+        self._optimizer.zero_grad()  # so that the next backward pass finds their memory free, and in cache
 
     def require_finite(self) -> None:
         """Raise RunFailed when a loss since the last look was NaN or infinite."""
@@ -218,7 +218,7 @@ class Trainer:
         return {
             "step": self.step,
             "rows": self.rows,
-            "trained": self._trained_rows.detach(),
+            "trained": self.W_kp[self.trained],
             "optimizer": self._optimizer.state_dict(),
             "rest": self.net.rest(),
             "rng": rng,
@@ -231,7 +231,7 @@ class Trainer:
         self.step = self._checked = state["step"]
         self.rows = state["rows"]
         with torch.no_grad():
-            self._trained_rows.copy_(state["trained"])
+            self.W_kp[self.trained].copy_(state["trained"])
             self.net.load_rest(state["rest"])
             self._losses.copy_(state["losses"])
             self._wrong.copy_(state["wrong"])
@@ -241,13 +241,13 @@ class Trainer:
             torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.device)
 
 
-def make_optimizer(recipe: Training, rows: torch.nn.Parameter) -> torch.optim.Optimizer:
+def make_optimizer(recipe: Training, rows: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The recipe's optimizer over the trained rows, without weight decay: the loop applies it at the point."""
-    fused = rows.device.type in ("cpu", "cuda")
+    fused = rows[0].device.type in ("cpu", "cuda")
     if recipe.optimizer is Optimizer.sgd:
-        return torch.optim.SGD([rows], recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
+        return torch.optim.SGD(rows, recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
     # Decoupled decay (AdamW) is the loop's too, which leaves Adam for both.
-    return torch.optim.Adam([rows], recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), eps=recipe.eps, fused=fused)
+    return torch.optim.Adam(rows, recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), eps=recipe.eps, fused=fused)
 
 
 def precision(kind: Precision, device: torch.device) -> AbstractContextManager[Any]:
