@@ -82,7 +82,8 @@ class Data:
             x = self.augment.apply(x, draw)
         if x.dtype == torch.uint8:
             scale, shift = self._fused
-            return torch.addcmul(shift, x.float(), scale)
+            x = x.float()
+            return torch.addcmul(shift, x, scale, out=x)  # in place: a batch's memory is dear to allocate
         return (x - self.mean) / self.std  # fusing would lose digits where the mean is large
 
     @cached_property
