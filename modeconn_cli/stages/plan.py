@@ -9,6 +9,7 @@ import torch
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.report.tables import barrier_rows, read_path, verdict_sentence
+from modeconn_cli.runs import Run
 from modeconn_cli.schema import Config, PathOf, check
 from modeconn_cli.stages import Stage, execute
 from modeconn_cli.stages.context import Context, Reporter
@@ -32,39 +33,21 @@ class Plan:
 
     def rows(self) -> list[dict[str, Any]]:
         """What each stage would do now, and why; for --dry-run."""
-        force = self.context.config.runtime.force
         rows = []
         for stage in self.stages:
-            run = stage.locate(force and stage in self.own)
-            steps = stage.gradient_steps
-            rows.append(
-                {
-                    "stage": stage.name,
-                    "name": stage.label,
-                    "status": run.status,
-                    "why": run.why,
-                    "directory": str(run.folder),
-                    "gradient_steps": 0 if run.status == "cached" else steps,
-                }
-            )
+            run = stage.locate(self._forced(stage))
+            steps = 0 if run.status == "cached" else stage.gradient_steps
+            rows.append({**_row(stage, run), "gradient_steps": steps})
         return rows
 
     def execute(self) -> dict[str, Any]:
         """Carry it out, and say what there is now: directories, barriers, verdicts, the picture."""
-        rows = []
         with self.context.signals.caught():
-            for stage in self.stages:
-                run = execute(stage, self.context.config.runtime.force and stage in self.own)
-                rows.append(
-                    {
-                        "stage": stage.name,
-                        "name": stage.label,
-                        "status": run.status,
-                        "why": run.why,
-                        "directory": str(run.folder),
-                    }
-                )
+            rows = [_row(stage, execute(stage, self._forced(stage))) for stage in self.stages]
         return {"stages": rows, **self._findings()}
+
+    def _forced(self, stage: Stage) -> bool:
+        return self.context.config.runtime.force and stage in self.own
 
     def _findings(self) -> dict[str, Any]:
         endpoints = [s for s in self.stages if isinstance(s, Endpoint)]
@@ -76,6 +59,16 @@ class Plan:
             "verdicts": [{"path": p.title, **p.summary["verdict"], "sentence": verdict_sentence(p)} for p in measured],
             "plot": str(pictures[0].result.folder / "plot.png") if pictures else None,
         }
+
+
+def _row(stage: Stage, run: Run) -> dict[str, Any]:
+    return {
+        "stage": stage.name,
+        "name": stage.label,
+        "status": run.status,
+        "why": run.why,
+        "directory": str(run.folder),
+    }
 
 
 def make_plan(command: str, config: Config, reporter: Reporter) -> Plan:

@@ -1,0 +1,162 @@
+"""What should be run once on a machine with a GPU: correctness there, the benchmark, the largest real experiment.
+
+    python scripts/gpu_suite.py --out DIR [--device cuda] [--smoke]
+
+Steps are independent, each writes DIR/<step>.json when it is done, and a step that is there is not run again; the
+experiment's own runs are cached under DIR/outputs. --smoke makes every step small, to try the script on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from modeconn_cli import models, paths
+from modeconn_cli.data import Augment, Data, Split
+from modeconn_cli.schema import Training
+from modeconn_cli.training import Trainer
+from modeconn_cli.weights import FlatModule
+
+
+def toy(device: torch.device) -> Data:
+    generator = torch.Generator().manual_seed(0)
+
+    def split(name: str, n: int) -> Split:
+        x = torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8, generator=generator)
+        return Split(name, x, torch.randint(0, 10, (n,), generator=generator))
+
+    mean, std = torch.full((1, 3, 1, 1), 0.5), torch.full((1, 3, 1, 1), 0.25)
+    return Data(split("train", 70), None, split("test", 20), 10, (3, 16, 16), mean, std, Augment(2, True), "toy").to(
+        device
+    )
+
+
+def make_trainer(device: torch.device, recipe: Training) -> Trainer:
+    torch.manual_seed(0)
+    net = FlatModule(models.build("resnet", (3, 16, 16), 10, depth=8, width=0.5).to(device), channels_last=True)
+    rows = net.point.repeat(3, 1)
+    rows[1:] += 0.01 * torch.randn(rows[1:].shape, generator=torch.Generator().manual_seed(1)).to(device)
+    return Trainer(net, paths.Bezier(2), rows, slice(1, 2), toy(device), recipe, seed=3)
+
+
+def gradient(device: torch.device) -> dict[str, Any]:
+    """A curve step's gradient in float64 against autograd through functional_call, on the device."""
+    module = models.build("mlp", (6,), 4, width=16, depth=2).double().to(device)
+    net = FlatModule(module)
+    rows = torch.randn(3, len(net.point), dtype=torch.float64, device=device)
+    x, y = torch.randn(9, 6, dtype=torch.float64, device=device), torch.randint(0, 4, (9,), device=device)
+    c = [0.3, 0.5, 0.2]
+    data = Data(Split("train", x, y), None, Split("test", x, y), 4, (6,), x[:1] * 0, x[:1] * 0 + 1, Augment(), "toy")
+    recipe = Training(lr=1.0, momentum=0.0, weight_decay=0.1)
+    leaf = rows.clone().requires_grad_()
+    w = sum(c[k] * leaf[k] for k in range(3))
+    loss = F.cross_entropy(functional_call(module, net.named(w), (x,)), y) + 0.05 * (w * w).sum()
+    wanted = torch.autograd.grad(loss, leaf)[0][1]
+    before = rows[1].clone()
+    trainer = Trainer(net, paths.Bezier(2), rows, slice(1, 2), data, recipe, seed=0)
+    trainer.lr = 1.0
+    trainer.descend(x, y, c)
+    error = float(((before - rows[1]) - wanted).norm() / wanted.norm())
+    return {"relative_error": error, "holds": error < 1e-10}
+
+
+def resume(device: torch.device) -> dict[str, Any]:
+    """Training stopped after every few steps and resumed from its state ends in the same bits."""
+    recipe = Training(epochs=3, batch_size=16, lr=0.05)
+    whole = make_trainer(device, recipe)
+    whole.run()
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(trainer: Trainer) -> None:
+        if trainer.step % 4 == 0:
+            raise Stop
+
+    saved = io.BytesIO()
+    while True:
+        trainer = make_trainer(device, recipe)
+        if saved.getbuffer().nbytes:
+            saved.seek(0)
+            trainer.load(torch.load(saved, map_location="cpu", weights_only=True))
+        try:
+            trainer.run(stop)
+            break
+        except Stop:
+            saved = io.BytesIO()
+            torch.save(trainer.state(), saved)
+    same = torch.equal(whole.W_kp, trainer.W_kp) and whole.rows == trainer.rows
+    return {"bit_identical": same, "holds": same}
+
+
+def agrees_with_cpu(device: torch.device) -> dict[str, Any]:
+    """Four steps of the same recipe on the CPU and on the device end near one another."""
+    ends = []
+    for place in (torch.device("cpu"), device):
+        trainer = make_trainer(place, Training(epochs=1, batch_size=18, lr=0.01))
+        trainer.run()
+        ends.append(trainer.W_kp[1].cpu())
+    error = float((ends[0] - ends[1]).norm() / ends[0].norm())
+    return {"relative_difference": error, "holds": error < 1e-3}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="small steps, for trying the script on a CPU")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(args.device)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def command(name: str, *words: str) -> dict[str, Any]:
+        done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True, check=False)
+        (args.out / f"{name}.txt").write_text(done.stdout)
+        return {"command": list(words), "exit_code": done.returncode, "holds": done.returncode == 0}
+
+    bench = ["scripts/bench_curve.py", "--device", args.device, "--rounds", "3" if args.smoke else "25"]
+    bench += ["--only", "mlp 3x512"] if args.smoke else []
+    experiment = ["-m", "modeconn_cli", "fit-curve", "--json", f"runtime.device={args.device}"]
+    experiment += [f"runtime.output_dir={args.out / 'outputs'}"]
+    if args.smoke:
+        experiment += ["endpoints.epochs=1", "curve.epochs=1", "interpolation=quick"]
+    else:
+        experiment += ["--multirun", "seed=0,1,2", "dataset=fashion_mnist", "architecture=resnet20"]
+        experiment += ["endpoints.epochs=30", "endpoints.lr=0.1", "curve.epochs=60", "curve.lr=0.05"]
+    steps: dict[str, Callable[[], dict[str, Any]]] = {
+        "gradient": lambda: gradient(device),
+        "resume": lambda: resume(device),
+        "agrees_with_cpu": lambda: agrees_with_cpu(device),
+        "bench": lambda: command("bench", *bench),
+        "experiment": lambda: command("experiment", *experiment),
+    }
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    failed = 0
+    for step, run in steps.items():
+        file = args.out / f"{step}.json"
+        if file.exists():
+            print(f"{step}: there already")
+            continue
+        started = time.time()
+        found = {"device": name, "torch": torch.__version__, **run(), "seconds": round(time.time() - started, 1)}
+        if found["holds"]:
+            file.write_text(json.dumps(found, indent=1))
+        failed += not found["holds"]
+        print(step, json.dumps(found), flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
