@@ -151,8 +151,7 @@ def _gist(run: Found) -> str:
     """A run's result in a few words."""
     summary = run.read("summary.json")
     if "verdict" in summary:
-        barrier = summary["barriers"]["train_loss"]["above_mean"]["value"]
-        return f"barrier {barrier:.4f}, {CONNECTED[summary['verdict']['connected']]}"
+        return f"error barrier {summary['verdict']['value']:.2f}, {CONNECTED[summary['verdict']['connected']]}"
     if "metrics" in summary:
         return f"test error {summary['metrics']['test_error']:.2f}%"
     return ""

@@ -286,7 +286,7 @@ def runs_path(
     """Print a run's directory, for scripts: cd "$(modeconn runs path 3f2a)"."""
     from modeconn_cli import runs
 
-    print(runs.find(output_dir, run).folder)
+    print(runs.find(output_dir, run).folder.resolve())
 
 
 @app.command()
@@ -390,7 +390,8 @@ def main() -> NoReturn:
         code = app(standalone_mode=False)
     except CommandLineError as error:
         said = error.format_message() if hasattr(error, "format_message") else str(error)
-        failure = " ".join(said.split()), 2
+        hint = " Settings are given as key=value, without dashes." if "No such option" in said else ""
+        failure = " ".join(said.split()) + hint, 2
     except UserError as error:
         failure = str(error), 2
     except RunFailed as error:

@@ -223,7 +223,7 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str | None =
     line = next((part.strip() for part in str(cause).splitlines() if part.strip()), type(cause).__name__)
     named = [o for o in overrides if o in str(error) or o in str(cause)]
     if not named and isinstance(error, OverrideParseException):
-        named = [error.override.removeprefix("++")]
+        return f"{error.override.removeprefix('++')}: cannot be read; close every bracket and quote."
     return f"{named[0]}: {line}" if named else line
 
 

@@ -302,7 +302,7 @@ def find(root: Path, wanted: str) -> Found:
     if len(names) > 1:
         raise UserError(
             f"{wanted!r} fits {len(names)} runs: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}; "
-            "give more of the digest."
+            "give the stage too, as STAGE/NAME, or more of the digest."
         )
     if not fitting:
         raise UserError(f"no run {wanted!r} under {root}/: `modeconn runs list` shows what is there.")

@@ -348,7 +348,9 @@ class ChannelsLast(Name):
 @dataclass
 class Runtime:
     device: str = option("auto", "auto (CUDA when there is one), cpu, cuda, cuda:1, mps.")
-    threads: int = option(0, "CPU threads of this process; 0 leaves PyTorch's choice.", ge=0)
+    threads: int = option(
+        0, "CPU threads of this process; 0: PyTorch's choice, and one for small fully connected networks.", ge=0
+    )
     channels_last: ChannelsLast = option(
         ChannelsLast.auto, "Memory layout of image batches; auto: where measured faster."
     )
@@ -454,7 +456,9 @@ _RANGES = {
 def _check_range(key: str, value: float, limits: dict[str, float]) -> None:
     if all(_RANGES[k][1](value, bound) for k, bound in limits.items()):
         return
-    allowed = " and ".join(f"{_RANGES[k][0]} {bound:g}" for k, bound in limits.items())
+    allowed = " and ".join(
+        f"{_RANGES[k][0]} {bound if isinstance(bound, int) else format(bound, 'g')}" for k, bound in limits.items()
+    )
     raise UserError(f"{key}={value} is out of range: it must be {allowed}.")
 
 

@@ -104,7 +104,7 @@ def show_result(result: dict[str, Any]) -> None:
             table.add_column(name, justify="left" if name == "endpoint" else "right")
         for e in result["endpoints"]:
             table.add_row(
-                e["name"],
+                e["name"] if e["from"].startswith("seed ") else f"{e['name']} {e['from']}",
                 f"{e['train_nll']:.4f}",
                 f"{e['train_error']:.2f}",
                 f"{e['test_nll']:.4f}",
@@ -133,7 +133,7 @@ def barrier_table(rows: Sequence[dict[str, Any]]) -> Table:
     titles = list(dict.fromkeys(r["path"] for r in rows))
     by_place = {(r["metric"], r["path"]): r for r in rows}
     table = Table(
-        title="Barriers, with bootstrap intervals",
+        title="Barriers, with bootstrap intervals (loss is nll plus the weight-decay term)",
         title_justify="left",
         box=None,
         header_style="bold",
@@ -162,8 +162,10 @@ def show_sweep(jobs: Sequence[dict[str, Any]]) -> None:
     columns = ("overrides", "path", "train-loss barrier", "test-error barrier", "connected")
     for name in columns:
         table.add_column(name, justify="right" if "barrier" in name else "left", overflow="fold")
+    given = [job.get("overrides", []) for job in jobs]
+    common = set.intersection(*map(set, given)) if len(given) > 1 else set()
     for job in jobs:
-        what = " ".join(job.get("overrides", []))
+        what = " ".join(o for o in job.get("overrides", []) if o not in common)
         if "error" in job:
             table.add_row(what, f"[red]{job['error']}[/]")
         for path in [r["path"] for r in job.get("barriers", []) if r["metric"] == "train_loss"]:
@@ -182,6 +184,8 @@ def show_sweep(jobs: Sequence[dict[str, Any]]) -> None:
                 table.add_row(what, e["name"], "", "", f"test error {e['test_error']:.2f}%")
                 what = ""
     out.print(table)
+    for picture in filter(None, (job.get("plot") for job in jobs)):
+        out.print(f"picture: {picture}", soft_wrap=True)
 
 
 def _interval(value: dict[str, float], digits: int) -> str:

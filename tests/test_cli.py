@@ -644,7 +644,7 @@ def test_a_picture_is_the_same_bytes_every_time(kind: str, lab: tuple[Path, Answ
 def test_text_in_an_svg_is_text(lab: tuple[Path, Answer], tmp_path: Path) -> None:
     """report/plots.py asks for svg.fonttype none, so that a figure's words can be edited and searched for."""
     ok("plot", "-o", "a.svg", "--output-dir", str(lab[0]))
-    assert re.search(r"<text[^>]*>Train loss</text>", (tmp_path / "a.svg").read_text())
+    assert re.search(r"<text[^>]*>Train loss, with weight decay</text>", (tmp_path / "a.svg").read_text())
 
 
 def test_plot_after_a_moved_output_directory(lab: tuple[Path, Answer], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which readers with any colour vision can tell apart; line styles say it again.
 STYLES = [("#D55E00", "-"), ("#0072B2", "-"), ("#009E73", "--"), ("#CC79A7", "-."), ("#E69F00", ":"), ("#56B4E9", "--")]
-PANELS = [("train_loss", "Train loss"), ("test_error", "Test error (%)")]
+PANELS = [("train_loss", "Train loss, with weight decay"), ("test_error", "Test error (%)")]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,12 @@ def _panel(axes: Axes, paths: Sequence[PathResult], column: str, name: str) -> N
     lows = [float(p.table[column].min()) for p in paths]
     highs = [float(p.table[column].max()) for p in paths]
     if column == "train_loss" and min(lows) > 0 and max(highs) > 20 * min(lows):
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=0 if min(lows) < 0.5 * max(highs) else None)
     axes.set_xlim(0, 1)

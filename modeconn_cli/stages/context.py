@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -22,8 +22,16 @@ from modeconn_cli import data, models, runs
 from modeconn_cli.data import Data
 from modeconn_cli.errors import Interrupted, UserError
 from modeconn_cli.evaluation import Evaluator
-from modeconn_cli.schema import ChannelsLast, Config, Interpolation, Precision, fields_off_default
+from modeconn_cli.schema import ChannelsLast, Config, Family, Interpolation, Precision, fields_off_default
 from modeconn_cli.weights import FlatModule
+
+SMALL = 200_000  # parameters
+
+
+@cache
+def default_threads() -> int:
+    """PyTorch's own choice, asked before anything changes it."""
+    return torch.get_num_threads()
 
 
 class Reporter(Protocol):
@@ -78,13 +86,14 @@ class Context:
         self.config, self.reporter = config, reporter
         self.root = Path(config.runtime.output_dir)
         self.signals = Signals()
-        self.label = f"{_safe(config.dataset.name)}-{_safe(config.architecture.name)}"
+        self.label = f"{safe(config.dataset.name)}-{safe(config.architecture.name)}"
 
     @cached_property
     def device(self) -> torch.device:
         """The device asked for, with PyTorch's switches set as the configuration says."""
         runtime = self.config.runtime
         device = _device(runtime.device)
+        default_threads()
         if runtime.threads:
             torch.set_num_threads(runtime.threads)
         if runtime.deterministic:
@@ -128,6 +137,12 @@ class Context:
         except (NotImplementedError, RuntimeError):
             module = self.module()
         return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    def settle_threads(self) -> None:
+        """Leave one thread to small fully connected networks: several only wait for one another."""
+        if self.config.runtime.threads == 0 and self.device.type == "cpu":
+            small = self.config.architecture.family is Family.mlp and self.parameters < SMALL
+            torch.set_num_threads(1 if small else default_threads())
 
     def net(self, seed: int) -> FlatModule:
         """The network on the device, initialised by a seed on the CPU, so that every device starts alike."""
@@ -177,5 +192,6 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _safe(label: str) -> str:
+def safe(label: str) -> str:
+    """A label fit for a directory's name."""
     return re.sub(r"[^A-Za-z0-9_.]+", "_", label) or "_"

@@ -135,7 +135,7 @@ class ImportedEndpoint(Endpoint):
 
     @property
     def label(self) -> str:
-        return f"{self.context.label}-file"
+        return f"{self.context.label}-file"  # the same for the same content, whatever the file is called
 
     def fields(self) -> dict[str, Any]:
         return {**self.context.task_fields(), "file": hashlib.sha256(self.file.read_bytes()).hexdigest()}

@@ -54,7 +54,7 @@ class Plan:
         measured = [read_path(s.result.folder) for s in self.stages if isinstance(s, MeasuredPath)]
         pictures = [s for s in self.stages if isinstance(s, Plot)]
         return {
-            "endpoints": [{"name": s.label, **s.metrics()} for s in endpoints],
+            "endpoints": [{"name": s.label, "from": s.short_name, **s.metrics()} for s in endpoints],
             "barriers": barrier_rows(measured),
             "verdicts": [{"path": p.title, **p.summary["verdict"], "sentence": verdict_sentence(p)} for p in measured],
             "plot": str(pictures[0].result.folder / "plot.png") if pictures else None,
@@ -80,10 +80,15 @@ def make_plan(command: str, config: Config, reporter: Reporter) -> Plan:
     check(config)
     context = Context(config, reporter)
     _ = context.device, context.parameters  # the device is there, and the network fits the data
+    context.settle_threads()
     endpoints = _endpoints(context)
     if command == "train-endpoints":
         return Plan(context, [*endpoints], [*endpoints])
     if len(endpoints) != 2:
+        if context.config.endpoints.checkpoints is not None:
+            raise UserError(
+                f"{command} joins two endpoints, and endpoints.checkpoints names {len(endpoints)}: give two files."
+            )
         raise UserError(
             f"{command} joins two endpoints, and {len(endpoints)} are given: use endpoints.seeds=[0,1], or sweep "
             "pairs with --multirun 'endpoints.seeds=[0,1],[2,3]'."
