@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -87,7 +87,8 @@ def bare_step(module: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
     return step
 
 
-def bench(name: str, rounds: int, device: torch.device) -> dict[str, list[float]]:
+def bench(name: str, rounds: int, device: torch.device) -> Iterator[tuple[str, list[float]]]:
+    """Each ratio's name and values, as it is measured."""
     family, shape, options, evaluated = NETWORKS[name]
     data = synthetic(shape, 4 * BATCH, device)
     x, y = data.inputs(data.train, slice(0, BATCH)), data.train.y[:BATCH]
@@ -130,18 +131,13 @@ def bench(name: str, rounds: int, device: torch.device) -> dict[str, list[float]
         for batch in range(trainer.steps_per_epoch):
             trainer._take_step(epoch, batch, c)
 
-    found = {
-        "curve/bare": paired(
-            times(lambda: trainer.descend(x_ours, y, c)), times(bare_step(fresh(), x_ours, y)), rounds, device
-        )
-    }
+    ours, bare = lambda: trainer.descend(x_ours, y, c), bare_step(fresh(), x_ours, y)
+    yield "curve/bare", paired(times(ours), times(bare), rounds, device)
     if convolutional:
-        found["layout"] = paired(times(bare_step(fresh(), x, y)), times(bare_step(fresh(), x_ours, y)), rounds, device)
-    found["data/fixed"] = paired(fixed_batch, from_data, rounds, device)
-    found["eval/bare"] = bench_evaluation(
-        fresh(), synthetic(shape, 4 * evaluated, device), convolutional, evaluated, rounds, device
-    )
-    return found
+        yield "layout", paired(times(bare_step(fresh(), x, y)), times(bare), rounds, device)
+    yield "data/fixed", paired(fixed_batch, from_data, rounds, device)
+    examples = synthetic(shape, 4 * evaluated, device)
+    yield "eval/bare", bench_evaluation(fresh(), examples, convolutional, evaluated, rounds, device)
 
 
 def bench_evaluation(
@@ -189,14 +185,15 @@ def main() -> None:
     parser.add_argument("--json", help="also write every ratio here")
     args = parser.parse_args()
     device = torch.device(args.device)
-    results = {}
+    results: dict[str, dict[str, list[float]]] = {}
     name_of_device = (
         torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     )
     print(f"torch {torch.__version__}, {name_of_device}, {args.rounds} rounds")
     for name in [args.only] if args.only else NETWORKS:
-        results[name] = bench(name, args.rounds, device)
-        for what, ratios in results[name].items():
+        results[name] = {}
+        for what, ratios in bench(name, args.rounds, device):
+            results[name][what] = ratios
             low, middle, high = np.percentile(ratios, [25, 50, 75])
             print(f"{name:13} {what:11} {middle:6.3f}  [{low:.3f}, {high:.3f}]", flush=True)
     if args.json:
