@@ -138,6 +138,9 @@ class Trainer:
 
     def descend(self, x: Tensor, y: Tensor, c: list[float]) -> tuple[Tensor, Tensor]:
         """One gradient step on a batch at the point with coefficients c (K,); the loss and logits before it."""
+        # The last step's gradients go only now: freed with its activations, they would let the allocator hand
+        # that memory back to the system, and every step would pay to have it again.
+        self._optimizer.zero_grad()
         if self.path.control_points > 1:
             combine(c, self.W_kp, self.net.point)
         with precision(self.recipe.precision, self.device):
@@ -171,7 +174,6 @@ class Trainer:
                 torch._foreach_add_([*row], self._point_views, alpha=-self.lr * decay * share)
         self._optimizer.param_groups[0]["lr"] = self.lr
         self._optimizer.step()
-        self._optimizer.zero_grad()  # so that the next backward pass finds their memory free, and in cache
 
     def require_finite(self) -> None:
         """Raise RunFailed when a loss since the last look was NaN or infinite."""
