@@ -20,6 +20,7 @@ from modeconn_cli.data import Data
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.paths import Path
 from modeconn_cli.schema import Optimizer, Precision, Sampling, Training
+from modeconn_cli.training.optimizers import make_update
 from modeconn_cli.training.schedule import learning_rate
 from modeconn_cli.weights import FlatModule, combine
 
@@ -92,8 +93,9 @@ class Trainer:
         # A network that is its only control point moves with it; otherwise the point is formed every step.
         net.bind(self.W_kp[0] if path.control_points == 1 else self.W_kp[0].clone())
         self._point_views = net.views(net.point)
-        self._rows = [[torch.nn.Parameter(v) for v in net.views(row)] for row in self.W_kp[trained]]
-        self._optimizer = make_optimizer(recipe, [v for row in self._rows for v in row])
+        self._rows = [v for row in self.W_kp[trained] for v in net.views(row)]
+        self._update = make_update(recipe, self._rows)
+        self._gradients: list[Tensor] = []
         self._losses = torch.zeros(self.steps_per_epoch, device=self.device)
         self._wrong = torch.zeros(self.steps_per_epoch, device=self.device)
         # Reading a loss waits for the device, so an accelerator is asked seldom.
@@ -140,7 +142,7 @@ class Trainer:
         """One gradient step on a batch at the point with coefficients c (K,); the loss and logits before it."""
         # The last step's gradients go only now: freed with its activations, they would let the allocator hand
         # that memory back to the system, and every step would pay to have it again.
-        self._optimizer.zero_grad()
+        self._gradients.clear()
         if self.path.control_points > 1:
             combine(c, self.W_kp, self.net.point)
         with precision(self.recipe.precision, self.device):
@@ -166,14 +168,14 @@ class Trainer:
         decoupled = self.recipe.optimizer is Optimizer.adamw
         if decay and not decoupled:
             torch._foreach_add_(gradients, self._point_views, alpha=decay * scale)
-        for row, share in zip(self._rows, shares, strict=True):
-            scaled = gradients if len(shares) == 1 else torch._foreach_mul(gradients, share)
-            for view, gradient in zip(row, scaled, strict=True):
-                view.grad = gradient
-            if decay and decoupled:
-                torch._foreach_add_([*row], self._point_views, alpha=-self.lr * decay * share)
-        self._optimizer.param_groups[0]["lr"] = self.lr
-        self._optimizer.step()
+        if decay and decoupled:
+            for row, share in zip(self.W_kp[self.trained], shares, strict=True):
+                row.add_(self.net.point, alpha=-self.lr * decay * share)
+        if len(shares) == 1:
+            self._gradients = gradients
+        else:
+            self._gradients = [g for share in shares for g in torch._foreach_mul(gradients, share)]
+        self._update.step(self._gradients, self.lr)
 
     def require_finite(self) -> None:
         """Raise RunFailed when a loss since the last look was NaN or infinite."""
@@ -221,7 +223,7 @@ class Trainer:
             "step": self.step,
             "rows": self.rows,
             "trained": self.W_kp[self.trained],
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self._update.memory,
             "rest": self.net.rest(),
             "rng": rng,
             "losses": self._losses,
@@ -237,19 +239,12 @@ class Trainer:
             self.net.load_rest(state["rest"])
             self._losses.copy_(state["losses"])
             self._wrong.copy_(state["wrong"])
-        self._optimizer.load_state_dict(state["optimizer"])
+            for name, tensors in self._update.memory.items():
+                for own, saved in zip(tensors, state["optimizer"][name], strict=True):
+                    own.copy_(saved)
         torch.set_rng_state(state["rng"]["cpu"].cpu())
         if "cuda" in state["rng"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.device)
-
-
-def make_optimizer(recipe: Training, rows: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trained rows, without weight decay: the loop applies it at the point."""
-    fused = rows[0].device.type in ("cpu", "cuda")
-    if recipe.optimizer is Optimizer.sgd:
-        return torch.optim.SGD(rows, recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
-    # Decoupled decay (AdamW) is the loop's too, which leaves Adam for both.
-    return torch.optim.Adam(rows, recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), eps=recipe.eps, fused=fused)
 
 
 def precision(kind: Precision, device: torch.device) -> AbstractContextManager[Any]:

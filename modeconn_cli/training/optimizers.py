@@ -1,0 +1,90 @@
+"""Update rules for the trained rows: torch's own kernels, called without torch.optim.Optimizer around them.
+
+Its bookkeeping is several percent of a small network's step, and the rows' gradients are computed, not
+accumulated, so there is nothing for it to keep. Weight decay is not here: the loop applies it at the point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from modeconn_cli.schema import Optimizer, Training
+
+Tensors = list[Tensor]
+
+
+class Update(Protocol):
+    """What moves parameters along gradients; ``memory`` is all that later steps depend on."""
+
+    memory: dict[str, Tensors]
+
+    def step(self, gradients: Tensors, lr: float) -> None:
+        """Move every parameter, given a gradient for each."""
+
+
+class Momentum:
+    """SGD with heavy-ball or Nesterov momentum."""
+
+    def __init__(self, recipe: Training, parameters: Tensors) -> None:
+        self.recipe, self.parameters = recipe, parameters
+        # From zero, the first step's velocity is the gradient itself, as torch.optim.SGD has it.
+        self.memory = {"velocity": [torch.zeros_like(p) for p in parameters] if recipe.momentum else []}
+
+    def step(self, gradients: Tensors, lr: float) -> None:
+        sgd(
+            self.parameters,
+            gradients,
+            [*self.memory["velocity"]] or [None] * len(gradients),
+            fused=_has_fused_kernel(gradients),
+            weight_decay=0.0,
+            momentum=self.recipe.momentum,
+            lr=lr,
+            dampening=0.0,
+            nesterov=self.recipe.nesterov,
+            maximize=False,
+        )
+
+
+class Adam:
+    """Adam; with decoupled decay, which is the loop's too, also AdamW."""
+
+    def __init__(self, recipe: Training, parameters: Tensors) -> None:
+        self.recipe, self.parameters = recipe, parameters
+        self.memory = {
+            "mean": [torch.zeros_like(p) for p in parameters],
+            "square": [torch.zeros_like(p) for p in parameters],
+            "steps": [torch.zeros((), device=p.device) for p in parameters],
+        }
+
+    def step(self, gradients: Tensors, lr: float) -> None:
+        adam(
+            self.parameters,
+            gradients,
+            self.memory["mean"],
+            self.memory["square"],
+            [],
+            self.memory["steps"],
+            fused=_has_fused_kernel(gradients),
+            amsgrad=False,
+            beta1=self.recipe.betas[0],
+            beta2=self.recipe.betas[1],
+            lr=lr,
+            weight_decay=0.0,
+            eps=self.recipe.eps,
+            maximize=False,
+        )
+
+
+def make_update(recipe: Training, parameters: Tensors) -> Update:
+    """The recipe's rule over parameters, which it moves in place."""
+    return (Momentum if recipe.optimizer is Optimizer.sgd else Adam)(recipe, parameters)
+
+
+def _has_fused_kernel(tensors: Sequence[Tensor]) -> bool:
+    return tensors[0].device.type in ("cpu", "cuda")
