@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from modeconn_cli.schema import BatchNorm, Interpolation
 from modeconn_cli.weights import FlatModule, combine
 
 BATCH_NORM_BATCH = 1000
+HELD_BYTES = 1 << 29  # inputs of a split that are kept normalised between points, rather than made anew at each
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,18 @@ class Evaluator:
         # In the data's own order, sorted classes would make batches that are unlike the whole.
         n = len(data.train)
         shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        self._held: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._bn_order = shuffled[: options.bn_examples or n].to(data.train.x.device)
 
-    def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, split: Split) -> Iterable[tuple[Tensor, Tensor]]:
         """A split in order, as float inputs and labels; the short last batch included."""
+        if 4 * split.x.numel() > HELD_BYTES:
+            return self._made(split)
+        if split.name not in self._held:
+            self._held[split.name] = list(self._made(split))
+        return self._held[split.name]
+
+    def _made(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         size = self.options.batch_size
         for start in range(0, len(split), size):
             part = slice(start, start + size)
