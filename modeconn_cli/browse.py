@@ -29,7 +29,7 @@ def list_runs(root: Path, match: str, as_json: bool) -> None:
             "status": r.status,
             "bytes": r.size(),
             "modified": time.strftime("%Y-%m-%d %H:%M", time.localtime(r.folder.stat().st_mtime)),
-            "result": _gist(r),
+            "result": gist(r),
             "directory": str(r.folder),
         }
         for r in found
@@ -43,15 +43,19 @@ def list_runs(root: Path, match: str, as_json: bool) -> None:
             "`modeconn fit-curve` makes some."
         )
         return
+    differing = _differing(found)
     table = Table(box=None, pad_edge=False, show_header=False)
-    for column in range(5):
+    for column in range(6):
         table.add_column(justify="right" if column == 3 else "left", overflow="fold")
     for stage in dict.fromkeys(row["stage"] for row in rows):
         table.add_row(f"[bold]{stage}[/]")
         for row in (r for r in rows if r["stage"] == stage):
             label, _, digest = row["name"].rpartition("-")
+            apart = " ".join(f"{k}={v}" for k, v in differing.get(row["directory"], {}).items())
             status = "" if row["status"] == "done" else f"[{STATUS_STYLE.get(row['status'], 'red')}]{row['status']}[/] "
-            table.add_row(f"  {digest}", label, row["version"], _bytes(row["bytes"]), status + row["result"])
+            table.add_row(
+                f"  {digest}", label, row["version"], _bytes(row["bytes"]), status + row["result"], f"[dim]{apart}[/]"
+            )
     out.print(table)
 
 
@@ -85,6 +89,10 @@ def show_run(root: Path, wanted: str, as_json: bool) -> None:
     elif "metrics" in summary:
         for key, value in summary["metrics"].items():
             out.print(f"  {key} {value:.4f}")
+    elif run.stage == "fit-curve":
+        for measured in runs.find_all(root):
+            if str(run.folder) in measured.read("provenance.json").get("upstream", []):
+                out.print(f"  measured by {measured.stage}/{measured.name}/{measured.version}: {gist(measured)}")
     for key in ("command", "upstream", "device", "torch", "git", "seconds"):
         if provenance.get(key) not in (None, []):
             value = provenance[key]
@@ -102,9 +110,12 @@ def compare_runs(root: Path, first: str, second: str, as_json: bool) -> None:
         for k in sorted({*settings[0], *settings[1]})
         if settings[0].get(k) != settings[1].get(k)
     }
-    both = {k: [r.get(k) for r in results] for k in [*results[0], *(k for k in results[1] if k not in results[0])]}
+    both: dict[str, list[float]] = {k: [r[k] for r in results] for k in results[0] if k in results[1]}
     if not both:
-        raise UserError(f"{pair[0].folder} and {pair[1].folder} hold no results to compare; finish them first.")
+        raise UserError(
+            f"{pair[0].folder} and {pair[1].folder} have no result in common: compare finished runs of one kind, "
+            "two endpoints or two measured paths."
+        )
     if as_json:
         print(json.dumps({"runs": [str(r.folder) for r in pair], "settings": differ, "results": both}, indent=2))
         return
@@ -113,12 +124,10 @@ def compare_runs(root: Path, first: str, second: str, as_json: bool) -> None:
     for run in pair:
         table.add_column(f"{run.stage}\n{run.name}/{run.version}", justify="right", overflow="fold")
     table.add_column("difference", justify="right")
-    for key, values in differ.items():
-        table.add_row(f"[yellow]{key}[/]", *(str(v) for v in values))
+    for key, given in differ.items():
+        table.add_row(f"[yellow]{key}[/]", *(str(v) for v in given))
     for key, values in both.items():
-        numbers = [v for v in values if v is not None]
-        change = f"{numbers[1] - numbers[0]:+.4f}" if len(numbers) == 2 else ""
-        table.add_row(key, *("" if v is None else f"{v:.4f}" for v in values), change)
+        table.add_row(key, *(f"{v:.4f}" for v in values), f"{values[1] - values[0]:+.4f}")
     out.print(table)
 
 
@@ -126,6 +135,28 @@ def _config(run: Found) -> dict[str, Any]:
     path = run.folder / "config.yaml"
     content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
     return {k: v for k, v in content.items() if k != "runtime"}
+
+
+SHAPED_BY = {  # the groups of a run's configuration that its stage depends on
+    "train-endpoints": ("dataset", "architecture", "endpoints"),
+    "interpolate": ("dataset", "architecture", "endpoints", "interpolation"),
+    "fit-curve": ("seed", "dataset", "architecture", "endpoints", "curve"),
+    "evaluate": ("seed", "dataset", "architecture", "endpoints", "curve", "interpolation"),
+}
+
+
+def _differing(found: list[Found]) -> dict[str, dict[str, Any]]:
+    """By directory, the settings that tell a run from others of its stage and label."""
+    alike: dict[tuple[str, str], list[Found]] = {}
+    for run in found:
+        alike.setdefault((run.stage, run.name.rpartition("-")[0]), []).append(run)
+    apart = {}
+    for (stage, _), runs_alike in alike.items():
+        configs = [_flatten({k: v for k, v in _config(r).items() if k in SHAPED_BY.get(stage, ())}) for r in runs_alike]
+        varied = [k for k in dict.fromkeys(k for c in configs for k in c) if len({str(c.get(k)) for c in configs}) > 1]
+        for run, config in zip(runs_alike, configs, strict=True):
+            apart[str(run.folder)] = {k: config.get(k) for k in varied if not k.startswith("endpoints.seeds")}
+    return apart
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -147,7 +178,7 @@ def _results(run: Found) -> dict[str, float]:
     return found
 
 
-def _gist(run: Found) -> str:
+def gist(run: Found) -> str:
     """A run's result in a few words."""
     summary = run.read("summary.json")
     if "verdict" in summary:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from modeconn_cli import __version__
 from modeconn_cli.errors import Interrupted, RunFailed, UserError
+
+if TYPE_CHECKING:
+    from modeconn_cli.launch import Job
+    from modeconn_cli.stages.plan import Plan
 
 # The base of every complaint about a command line, wherever this version of Typer keeps it.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -105,26 +109,45 @@ class Session:
     jobs: list[dict[str, Any]] = field(default_factory=list)
     code: int = 0
 
-    def job(self, config: Any, overrides: list[str]) -> None:
-        """Plan and carry out one configuration. A failed job of a sweep does not stop the others."""
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Check every job before the first one starts; then carry them out in turn.
+
+        A job that fails while it runs does not stop the others.
+        """
+        self.jobs = [{"overrides": job.overrides} for job in jobs]
+        for entry, job in zip(self.jobs, jobs, strict=True):
+            self._attempt(entry, job, self._check)
+        if self.code or self.dry_run:
+            return
+        for entry, job in zip(self.jobs, jobs, strict=True):
+            self._attempt(entry, job, self._carry_out)
+
+    def _check(self, entry: dict[str, Any], plan: Plan) -> None:
+        from modeconn_cli.terminal import show_plan
+
+        if self.dry_run:
+            entry |= {"stages": plan.rows(), "parameters": plan.context.parameters}
+            if not self.as_json:
+                show_plan(entry["stages"], entry["parameters"])
+
+    def _carry_out(self, entry: dict[str, Any], plan: Plan) -> None:
+        from modeconn_cli.terminal import err, show_result
+
+        if self.sweep and not (self.quiet or self.as_json):
+            err.print(f"[bold]job {self.jobs.index(entry) + 1}[/] {' '.join(entry['overrides'])}")
+        entry["stages"] = []  # filled as they are done, so that an interruption can say how far it came
+        entry |= plan.execute(entry["stages"])
+        if not self.as_json and not self.sweep:
+            show_result(entry)
+
+    def _attempt(self, entry: dict[str, Any], job: Job, act: Callable[[dict[str, Any], Plan], None]) -> None:
+        """Make a job's plan and act on it; what goes wrong is said in one line and kept in its entry."""
         from modeconn_cli.stages.plan import make_plan
-        from modeconn_cli.terminal import TerminalReporter, err, show_plan, show_result
+        from modeconn_cli.terminal import TerminalReporter
 
         reporter = TerminalReporter(self.quiet or self.as_json)
-        entry: dict[str, Any] = {"overrides": overrides}
-        self.jobs.append(entry)
-        if self.sweep and not reporter.quiet:
-            err.print(f"[bold]job {len(self.jobs)}[/] {' '.join(overrides)}")
         try:
-            plan = make_plan(self.command, config, reporter)
-            if self.dry_run:
-                entry |= {"stages": plan.rows(), "parameters": plan.context.parameters}
-                if not self.as_json:
-                    show_plan(entry["stages"], entry["parameters"])
-            else:
-                entry |= plan.execute()
-                if not self.as_json and not self.sweep:
-                    show_result(entry)
+            act(entry, make_plan(self.command, job.config, reporter))
         except (UserError, RunFailed) as error:
             reporter.close()
             self.fail(entry, str(error), 2 if isinstance(error, UserError) else 1)
@@ -168,7 +191,7 @@ def pipeline(name: str) -> Callable[..., None]:
         as_json: AsJson = False,
         quiet: Quiet = False,
     ) -> None:
-        from modeconn_cli.launch import run_hydra
+        from modeconn_cli.launch import compose
 
         given = list(overrides or [])
         given += [f"runtime.force={str(force).lower()}"] if force else []
@@ -180,18 +203,17 @@ def pipeline(name: str) -> Callable[..., None]:
             flags += [flag, value] if value is not None else []
         session = Session(name, dry_run, as_json, quiet, multirun)
         try:
-            run_hydra(session.job, given, flags, config_dir)
+            session.run(compose(given, flags, config_dir))
         except UserError as error:
-            session.fail({}, str(error), 2)
-            session.jobs = session.jobs or [{"error": str(error)}]
+            session.jobs = [{}]
+            session.fail(session.jobs[0], str(error), 2)
         except Interrupted as stop:
-            complain(
-                f"stopped by {'Ctrl-C' if stop.signum == 2 else f'signal {stop.signum}'}; what was done is saved, "
-                "and the same command goes on from there."
-            )
+            how = "Ctrl-C" if stop.signum == 2 else f"signal {stop.signum}"
+            complain(f"stopped by {how}; what was done is saved, and the same command goes on from there.")
             session.code = 128 + stop.signum
-            if session.jobs:
-                session.jobs[-1]["error"] = str(stop)
+            unfinished = next((job for job in session.jobs if "endpoints" not in job and "error" not in job), None)
+            if unfinished is not None:
+                unfinished["error"] = f"stopped by {how}"
         if cfg or info:
             sys.exit(session.code)
         session.close()
@@ -318,6 +340,10 @@ def complete_line(line: str) -> None:
         from modeconn_cli.launch import complete
 
         candidates = complete(rest, incomplete)
+    elif command.name in ("plot", "show", "compare", "path"):
+        from modeconn_cli.runs import find_all
+
+        candidates = [f"{name} " for name in sorted({f"{r.stage}/{r.name}" for r in find_all(Path("outputs"))})]
     else:
         candidates = []
     print("\n".join(c for c in candidates if c.startswith(incomplete)))

@@ -6,7 +6,6 @@ allowed, and the nearest right one.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import os
@@ -14,6 +13,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +31,55 @@ def conf_dir() -> Path:
     return HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
-def run_hydra(
-    job: Callable[[schema.Config, list[str]], None],
-    overrides: Sequence[str],
-    flags: Sequence[str],
-    config_dir: str | None = None,
-) -> None:
-    """Compose the overrides, and call ``job`` with each configuration and the overrides that made it.
+@dataclass(frozen=True)
+class Job:
+    """The overrides of one job, and the configuration they compose."""
+
+    overrides: list[str]
+    outcome: schema.Config | UserError
+
+    @property
+    def config(self) -> schema.Config:
+        """Raises UserError where the overrides are wrong, so that each job of a sweep can say so for itself."""
+        if isinstance(self.outcome, UserError):
+            raise self.outcome
+        return self.outcome
+
+
+def compose(overrides: Sequence[str], flags: Sequence[str] = (), config_dir: str | None = None) -> list[Job]:
+    """Every job that overrides ask for; one, unless the flags hold --multirun.
 
     Args:
-        flags: Hydra's own, such as --multirun or --cfg job; those that print call no job.
+        flags: Hydra's own, such as --multirun or --cfg job; those that print compose no job.
         config_dir: a directory of further configuration files, searched first.
+
+    Raises:
+        UserError: an override or a file cannot be composed.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    jobs: list[Job] = []
+
+    def keep(cfg: DictConfig) -> None:
+        given = list(HydraConfig.get().overrides.task)
+        try:
+            jobs.append(Job(given, to_config(cfg)))
+        except UserError as error:  # raised here, Hydra would print lines of its own
+            jobs.append(Job(given, error))
+
+    # Composing is quick: whatever launches the jobs later, it is done here and in turn. Hydra keeps records of its
+    # own of a sweep; the run directories say all that there is to say.
+    elsewhere = ("hydra/launcher=", "hydra.launcher.", "hydra.sweep.dir=")
+    here = [o for o in overrides if not o.startswith(elsewhere)]
+    with tempfile.TemporaryDirectory() as scratch:
+        run_hydra(keep, [*here, f"hydra.sweep.dir={scratch}"], flags, config_dir)
+    return jobs
+
+
+def run_hydra(
+    task: Callable[[DictConfig], None], overrides: Sequence[str], flags: Sequence[str], config_dir: str | None = None
+) -> None:
+    """Call ``task`` with each composition, as Hydra's own command line would.
 
     Raises:
         UserError: an override or a file cannot be composed.
@@ -53,47 +91,31 @@ def run_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ["MODECONN_COMMAND"] = shlex.join(["modeconn", *sys.argv[1:]])
     import hydra
-    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     register_nodes()
-
-    refused: list[UserError] = []
-
-    def with_config(cfg: DictConfig) -> None:
-        try:
-            config = to_config(cfg)
-        except UserError as error:  # raised here, Hydra would print lines of its own
-            refused.append(error)
-        else:
-            job(config, list(HydraConfig.get().overrides.task))
-
     extra = ["--config-dir", str(Path(config_dir).resolve())] if config_dir else []
     # kwargs take any name, which Hydra would want a + for.
     given = [f"++{o}" if o.startswith("architecture.kwargs") else o for o in overrides]
     argv = sys.argv
     try:
-        with contextlib.ExitStack() as stack:
-            if not any(o.startswith("hydra.sweep.dir=") for o in overrides):
-                # Hydra keeps records of its own of a sweep; the run directories say all that there is to say.
-                given.append(f"hydra.sweep.dir={stack.enter_context(tempfile.TemporaryDirectory())}")
+        with runs.writable(Path()):
             sys.argv = ["modeconn", *flags, *extra, *given]
-            stack.enter_context(runs.writable(Path()))
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(with_config)()
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides, config_dir)) from None
     finally:
         sys.argv = argv
-    if refused:
-        raise refused[0]
 
 
 def _check_form(override: str, config_dir: str | None) -> None:
     """Raise UserError for what Hydra answers less plainly."""
     key, equals, value = override.partition("=")
     if not equals and not override.startswith("~"):
+        owner = next((g for g, choices in groups(config_dir).items() if override in choices), None)
         near = _suggest(override, all_keys([], config_dir), "did you mean {}=...?")
+        near = f"; did you mean {owner}={override}?" if owner else near
         raise UserError(f"{override!r} is not an override: write key=value, as seed=1 or architecture=vgg16{near}")
     if key.lstrip("~+") in schema.NODES and (override.startswith("~") or value == "null"):
         raise UserError(f"{override}: every run needs its {key.lstrip('~+')}; choose one, or leave the default.")

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modeconn_cli import cli, schema
-from modeconn_cli.launch import run_hydra
+from modeconn_cli import cli, launch, schema
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -95,10 +94,8 @@ def refused(*words: str, code: int = 2) -> str:
 
 def compose(*overrides: str, config_dir: str | None = None) -> schema.Config:
     """The configuration that overrides make, through the same bridge as the commands."""
-    found: list[schema.Config] = []
-    run_hydra(lambda config, _: found.append(config), overrides, [], config_dir)
-    (config,) = found
-    return config
+    (job,) = launch.compose(overrides, config_dir=config_dir)
+    return job.config
 
 
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -458,6 +458,7 @@ MISTAKES = [
     (["fit-curve", "curve.lrr=0.1"], "curve.lr"),
     (["fit-curve", "interpolation.point=3"], "interpolation.points"),
     (["fit-curve", "sed=1"], "seed"),
+    (["fit-curve", "digits"], "did you mean dataset=digits?"),
     (["fit-curve", "lr=0.1"], ".lr"),
     (["fit-curve", "bends=2"], "curve.bends"),
     (["fit-curve", "datset=digits"], "dataset"),
@@ -515,6 +516,15 @@ def test_a_mistake_is_answered_in_one_line_with_the_nearest_right_one(
     assert len(message) < 500
     assert ".;" not in message
     assert "Traceback" not in message
+    assert tree(tmp_path) == {}
+
+
+def test_a_wrong_job_of_a_sweep_is_found_before_the_first_one_starts(tmp_path: Path) -> None:
+    answer = call("fit-curve", *SPIRALS, "-m", "endpoints.seeds=[0,1],[2]", "--json")
+    assert answer.code == 2
+    good, bad = answer.json["jobs"]
+    assert "stages" not in good
+    assert "endpoints.seeds=[0,1]" in bad["error"]
     assert tree(tmp_path) == {}
 
 
@@ -598,6 +608,23 @@ def test_runs_takes_the_stage_and_name_that_it_lists(lab: tuple[Path, Answer]) -
     several = refused("runs", "path", curve.parent.name[:-10], "--output-dir", str(root))
     assert f"evaluate/{curve.parent.name}" in several
     assert ok("runs", "path", f"evaluate/{curve.parent.name}", "--output-dir", str(root)).out == f"{curve}\n"
+
+
+def test_runs_of_different_kinds_are_not_compared_and_a_curve_names_its_measurement(lab: tuple[Path, Answer]) -> None:
+    root, answer = lab
+    where = ["--output-dir", str(root)]
+    by_stage = {r["stage"]: r["directory"] for r in answer.json["stages"]}
+    assert "measured by evaluate/" in ok("runs", "show", by_stage["fit-curve"], *where).out
+    assert "no result in common" in refused("runs", "compare", by_stage["interpolate"], by_stage["fit-curve"], *where)
+
+
+def test_list_says_what_tells_runs_of_one_label_apart() -> None:
+    for lr in ("0.1", "0.2"):
+        ok("train-endpoints", *SPIRALS, f"endpoints.lr={lr}", "endpoints.seeds=[0]", "-q")
+    listed = ok("runs", "list").out
+    assert "endpoints.lr=0.1" in listed
+    assert "endpoints.lr=0.2" in listed
+    assert "endpoints.epochs" not in listed
 
 
 def test_compare_shows_settings_that_differ() -> None:

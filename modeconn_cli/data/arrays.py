@@ -43,9 +43,12 @@ def read(dataset: Arrays) -> Raw:
     found = _npz(path) if path.suffix == ".npz" else _safetensors(path)
     wanted = KEYS if "x_test" in found or "y_test" in found else KEYS[:2]
     if missing := [k for k in wanted if k not in found]:
+        alike = {k.lower(): k for k in found}
+        cased = [f"{alike[k]} is to be called {k}" for k in missing if k in alike]
+        what_to_do = " and ".join(cased) or "rename the arrays, or add them"
         raise _refused(
-            f"{path}: no {' or '.join(missing)} in it; wanted {', '.join(KEYS)}, "
-            f"found {', '.join(found) or 'nothing'}; rename the arrays"
+            f"{path}: no {' or '.join(missing)} in it; wanted {', '.join(KEYS)} (without a test split, the first two "
+            f"and dataset.test_size), found {', '.join(found) or 'nothing'}; {what_to_do}"
         )
     splits = ("train", "test") if "x_test" in found else ("train",)
     for split in splits:
@@ -76,7 +79,9 @@ def _npz(path: Path) -> dict[str, NDArray[Any]]:
             # Other keys are only named: they may be anything, and reading them costs memory.
             return {k: archive[k] if k in KEYS else np.empty(0) for k in archive.files}
     except Exception as error:  # a damaged archive can raise anything
-        hint = "convert object arrays to numbers" if "bject arrays" in str(error) else "write the file again"
+        hint = (
+            "store numbers, or text labels as y.astype(str)" if "bject arrays" in str(error) else "write the file again"
+        )
         raise _refused(f"{path}: cannot be read as .npz ({path.stat().st_size} bytes): {error}; {hint}") from error
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which readers with any colour vision can tell apart; line styles say it again.
 STYLES = [("#D55E00", "-"), ("#0072B2", "-"), ("#009E73", "--"), ("#CC79A7", "-."), ("#E69F00", ":"), ("#56B4E9", "--")]
+ENDS = "endpoints"
 PANELS = [("train_loss", "Train loss, with weight decay"), ("test_error", "Test error (%)")]
 
 
@@ -56,7 +57,14 @@ def _draw(paths: Sequence[PathResult], heading: str) -> Figure:
     for axes, (column, name) in zip(panels, PANELS, strict=True):
         _panel(axes, paths, column, name)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(paths), 3))
+    # The ends come last in the legend, and the band is said once for all.
+    order = sorted(range(len(labels)), key=lambda i: labels[i] == ENDS)
+    handles, labels = [handles[i] for i in order], [labels[i] for i in order]
+    note = "bands: 1.96 standard errors; dots: maxima"
+    legend = figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 4), title=note, title_fontsize=7
+    )
+    legend.get_title().set_color("0.4")
     figure.suptitle(heading, fontsize=10)
     return figure
 
@@ -79,7 +87,7 @@ def _panel(axes: Axes, paths: Sequence[PathResult], column: str, name: str) -> N
             zorder=4,
         )
     ends = paths[0].table.iloc[[0, -1]]
-    axes.plot(ends["t"], ends[column], "s", color="black", markersize=4, clip_on=False, zorder=5)
+    axes.plot(ends["t"], ends[column], "s", color="black", markersize=4, clip_on=False, zorder=5, label=ENDS)
     lows = [float(p.table[column].min()) for p in paths]
     highs = [float(p.table[column].max()) for p in paths]
     if column == "train_loss" and min(lows) > 0 and max(highs) > 20 * min(lows):

@@ -26,6 +26,7 @@ from modeconn_cli.schema import ChannelsLast, Config, Family, Interpolation, Pre
 from modeconn_cli.weights import FlatModule
 
 SMALL = 200_000  # parameters
+_recent_data: dict[str, Data] = {}  # the last one read, which the next job of a sweep most often wants again
 
 
 @cache
@@ -111,7 +112,11 @@ class Context:
 
     @cached_property
     def data_on_host(self) -> Data:
-        return data.load(self.config.dataset)
+        key = f"{self.checksum} {self.config.dataset}"
+        if key not in _recent_data:
+            _recent_data.clear()
+            _recent_data[key] = data.load(self.config.dataset)
+        return _recent_data[key]
 
     @cached_property
     def data(self) -> Data:

@@ -40,11 +40,15 @@ class Plan:
             rows.append({**_row(stage, run), "gradient_steps": steps})
         return rows
 
-    def execute(self) -> dict[str, Any]:
-        """Carry it out, and say what there is now: directories, barriers, verdicts, the picture."""
+    def execute(self, done: list[dict[str, Any]]) -> dict[str, Any]:
+        """Carry it out, and say what there is now: barriers, verdicts, the picture.
+
+        ``done`` is given a row for each stage as it ends.
+        """
         with self.context.signals.caught():
-            rows = [_row(stage, execute(stage, self._forced(stage))) for stage in self.stages]
-        return {"stages": rows, **self._findings()}
+            for stage in self.stages:
+                done.append(_row(stage, execute(stage, self._forced(stage))))
+        return self._findings()
 
     def _forced(self, stage: Stage) -> bool:
         return self.context.config.runtime.force and stage in self.own

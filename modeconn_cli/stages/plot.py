@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ def draw_into(run: Run, folders: Sequence[Path]) -> None:
 def write_figure(folders: Sequence[Path], file: Path, kind: str) -> None:
     """Draw measured paths from their run directories into a file."""
     paths = [read_path(folder) for folder in folders]
+    titles = [p.title for p in paths]
+    if len(set(titles)) < len(titles):  # the same kind of path fitted twice: only the digest tells them apart
+        named = zip(paths, folders, strict=True)
+        paths = [replace(p, title=f"{p.title} ({Found(folder).digest[:6]})") for p, folder in named]
     save(paths, heading(paths), file, kind)
 
 
