@@ -100,7 +100,7 @@ def combine(coefficients: Sequence[float], rows: Tensor, out: Tensor) -> None:
     A one-hot c copies its row exactly.
     """
     # On a CPU, blocks that stay in cache from one interpolation to the next cost a fraction of whole vectors.
-    block = 1 << 18 if out.device.type == "cpu" else out.numel()
+    block = 1 << 20 if out.device.type == "cpu" else out.numel()
     used = [(float(c), row.split(block)) for c, row in zip(coefficients, rows, strict=True) if c != 0]
     (total, start), *others = used
     for i, part in enumerate(out.split(block)):
