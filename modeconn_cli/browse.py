@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
 from modeconn_cli import runs
 from modeconn_cli.errors import UserError
+from modeconn_cli.report.gather import REPLICATION, run_settings, varied
 from modeconn_cli.runs import Found
 from modeconn_cli.terminal import STATUS_STYLE, barrier_table, out
 
@@ -103,13 +103,9 @@ def show_run(root: Path, wanted: str, as_json: bool) -> None:
 def compare_runs(root: Path, first: str, second: str, as_json: bool) -> None:
     """Settings in which two runs differ, and their results side by side."""
     pair = [runs.find(root, first), runs.find(root, second)]
-    settings = [_flatten(_config(r)) for r in pair]
+    settings = [run_settings(r) for r in pair]
     results = [_results(r) for r in pair]
-    differ = {
-        k: [s.get(k) for s in settings]
-        for k in sorted({*settings[0], *settings[1]})
-        if settings[0].get(k) != settings[1].get(k)
-    }
+    differ = {k: [s.get(k) for s in settings] for k in varied(settings)}
     both: dict[str, list[float]] = {k: [r[k] for r in results] for k in results[0] if k in results[1]}
     if not both:
         raise UserError(
@@ -131,39 +127,18 @@ def compare_runs(root: Path, first: str, second: str, as_json: bool) -> None:
     out.print(table)
 
 
-def _config(run: Found) -> dict[str, Any]:
-    path = run.folder / "config.yaml"
-    content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
-    return {k: v for k, v in content.items() if k != "runtime"}
-
-
-SHAPED_BY = {  # the groups of a run's configuration that its stage depends on
-    "train-endpoints": ("dataset", "architecture", "endpoints"),
-    "interpolate": ("dataset", "architecture", "endpoints", "interpolation"),
-    "fit-curve": ("seed", "dataset", "architecture", "endpoints", "curve"),
-    "evaluate": ("seed", "dataset", "architecture", "endpoints", "curve", "interpolation"),
-}
-
-
 def _differing(found: list[Found]) -> dict[str, dict[str, Any]]:
     """By directory, the settings that tell a run from others of its stage and label."""
     alike: dict[tuple[str, str], list[Found]] = {}
     for run in found:
         alike.setdefault((run.stage, run.name.rpartition("-")[0]), []).append(run)
     apart = {}
-    for (stage, _), runs_alike in alike.items():
-        configs = [_flatten({k: v for k, v in _config(r).items() if k in SHAPED_BY.get(stage, ())}) for r in runs_alike]
-        varied = [k for k in dict.fromkeys(k for c in configs for k in c) if len({str(c.get(k)) for c in configs}) > 1]
-        for run, config in zip(runs_alike, configs, strict=True):
-            apart[str(run.folder)] = {k: config.get(k) for k in varied if not k.startswith("endpoints.seeds")}
+    for runs_alike in alike.values():
+        settings = [run_settings(r) for r in runs_alike]
+        keys = [k for k in varied(settings) if k not in REPLICATION]
+        for run, own in zip(runs_alike, settings, strict=True):
+            apart[str(run.folder)] = {k: own.get(k) for k in keys}
     return apart
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _results(run: Found) -> dict[str, float]:

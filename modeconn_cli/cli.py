@@ -86,6 +86,7 @@ PIPELINES = {
     "train-endpoints": "Train the endpoints: one network for each of endpoints.seeds.",
     "interpolate": "Measure loss and error along the straight line between two endpoints.",
     "fit-curve": "Fit a low-loss curve between two endpoints, and measure it beside the straight line.",
+    "run": "Run a whole experiment: every stage of one configuration, over its seeds and pairs.",
     "evaluate": "Measure a fitted curve (or interpolation.path=segment) again, with other evaluation settings.",
 }
 MORE = {
@@ -93,6 +94,9 @@ MORE = {
     "interpolate": "Endpoints that are missing are trained first. Writes path.csv, summary.json and a picture.",
     "fit-curve": "Endpoints that are missing are trained first. curve.kind=bezier|chain, curve.bends=N. seed=N is "
     "replicate N: endpoint seeds 2N and 2N+1 and the curve's own draws, independent of every other replicate.",
+    "run": "experiment=NAME takes a preset. pipeline.replicates=\\[0,1,2] are pairs of endpoints of their own; "
+    "endpoints.seeds=\\[0,1,2] pipeline.pairs=all joins every pair. What fails does not stop the rest; killed and "
+    "started again it goes on.",
     "evaluate": "Change here interpolation.points, .search_max, .batch_norm, .train_examples or .bootstrap.",
 }
 
@@ -131,14 +135,22 @@ class Session:
                 show_plan(entry["stages"], entry["parameters"])
 
     def _carry_out(self, entry: dict[str, Any], plan: Plan) -> None:
-        from modeconn_cli.terminal import err, show_result
+        from modeconn_cli.report.gather import gather
+        from modeconn_cli.runs import Found
+        from modeconn_cli.terminal import err, show_result, show_run
 
         if self.sweep and not (self.quiet or self.as_json):
             err.print(f"[bold]job {self.jobs.index(entry) + 1}[/] {' '.join(entry['overrides'])}")
         entry["stages"] = []  # filled as they are done, so that an interruption can say how far it came
-        entry |= plan.execute(entry["stages"])
+        plan.execute(entry["stages"])
+        entry |= plan.findings()
+        if any(row["status"] in ("failed", "skipped") for row in entry["stages"]):
+            self.code = 1
+        if self.command == "run":
+            measured = [Found(run.folder) for run in plan.measured()]
+            entry["gathered"] = without_nan(gather(measured, [], [], [])) if measured else []
         if not self.as_json and not self.sweep:
-            show_result(entry)
+            show_run(entry, entry["gathered"]) if self.command == "run" else show_result(entry)
 
     def _attempt(self, entry: dict[str, Any], job: Job, act: Callable[[dict[str, Any], Plan], None]) -> None:
         """Make a job's plan and act on it; what goes wrong is said in one line and kept in its entry."""
@@ -255,6 +267,56 @@ def plot(
     else:
         for file in files:
             print(file)
+
+
+@app.command()
+def gather(
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PLACE]...",
+            help="Output directories, run directories, or patterns of them. None: --output-dir.",
+            show_default=False,
+        ),
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="A row for each value of this setting. None: all that differ.")
+    ] = None,
+    over: Annotated[
+        list[str] | None, typer.Option("--over", help="Average over this setting; seeds always are.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="As test_error.max or train_loss.above_line; repeatable.")
+    ] = None,
+    interval: Annotated[str, typer.Option(help="Of the mean: t or bootstrap.")] = "t",
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Coverage of the interval.")] = 0.95,
+    form: Annotated[str, typer.Option("--format", help="table, csv, markdown or latex.")] = "table",
+    output_dir: OutputDir = Path("outputs"),
+    as_json: AsJson = False,
+) -> None:
+    """Gather finished runs into one table: mean, std, n and an interval over seeds.
+
+    modeconn gather --by architecture --over seed, or modeconn gather 'outputs/evaluate/*resnet20*' --format latex.
+    """
+    from modeconn_cli.report import gather as g
+    from modeconn_cli.terminal import show_gathered
+
+    for flag, value, allowed in (("--interval", interval, INTERVALS), ("--format", form, FORMATS)):
+        if value not in allowed:
+            raise UserError(f"{flag} {value}: choose from {', '.join(allowed)}.")
+    rows = g.gather(g.choose(output_dir, places or []), by or [], over or [], metric or [], interval, confidence)
+    if as_json:
+        print_json({"command": "gather", "interval": interval, "confidence": confidence, "rows": without_nan(rows)})
+    elif form == "csv":
+        print(g.as_csv(rows), end="")
+    elif form == "table":
+        show_gathered(rows, interval, confidence)
+    else:
+        print({"markdown": g.as_markdown, "latex": g.as_latex}[form](*g.as_table(rows)))
+
+
+INTERVALS = ("t", "bootstrap")
+FORMATS = ("table", "csv", "markdown", "latex")
 
 
 @app.command()
@@ -388,6 +450,15 @@ def top(
 
 def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def without_nan(value: Any) -> Any:
+    """Numbers that are not there as null, which JSON has a word for."""
+    if isinstance(value, dict):
+        return {k: without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def complain(message: str) -> None:

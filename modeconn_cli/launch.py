@@ -183,19 +183,23 @@ def node_of(group: str, choice: str, config_dir: str | None = None) -> type | No
     return None
 
 
-DEFAULT_CHOICES = {
-    "dataset": "digits",
-    "architecture": "mlp",
-    "endpoints": "default",
-    "curve": "bezier",
-    "interpolation": "default",
-    "runtime": "default",
-}
+def default_choices() -> dict[str, str]:
+    """What config.yaml chooses in each group of the schema."""
+    import yaml
+
+    listed = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    return {
+        group: choice
+        for entry in listed
+        if isinstance(entry, dict)
+        for group, choice in entry.items()
+        if group in schema.NODES
+    }
 
 
 def chosen_nodes(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, type]:
     """The schema of every group under these overrides."""
-    choices = dict(DEFAULT_CHOICES)
+    choices = default_choices()
     for override in overrides:
         key, _, value = override.partition("=")
         if key in choices:

@@ -339,6 +339,27 @@ class Interpolation:
     path: PathOf = option(PathOf.curve, "evaluate: which path to evaluate, curve or segment.")
 
 
+class Pairing(Name):
+    consecutive = "consecutive"
+    all = "all"
+
+
+@dataclass
+class Pipeline:
+    replicates: list[int] | None = option(
+        None,
+        "run: the replicates, each a pair of endpoints of its own (see seed); null: seed alone.",
+        ge=0,
+        le=LARGEST_SEED // 2,
+    )
+    pairs: Pairing = option(
+        Pairing.consecutive,
+        "run, where endpoints.seeds or endpoints.checkpoints name more than two: consecutive (first and second, third "
+        "and fourth) or all.",
+    )
+    paths: list[PathOf] = option([PathOf.segment, PathOf.curve], "run: what to measure between each pair.")
+
+
 class ChannelsLast(Name):
     auto = "auto"
     on = "on"
@@ -375,6 +396,7 @@ class Config:
     )
     curve: Curve = field(default_factory=Curve, metadata={"doc": "The curve between them and how it is trained."})
     interpolation: Interpolation = field(default_factory=Interpolation, metadata={"doc": "How a path is evaluated."})
+    pipeline: Pipeline = field(default_factory=Pipeline, metadata={"doc": "What `modeconn run` runs it over."})
     runtime: Runtime = field(
         default_factory=Runtime, metadata={"doc": "Where and how it runs; never changes a run's identity."}
     )
@@ -399,6 +421,7 @@ NODES: dict[str, dict[str, type]] = {
     "endpoints": {"_endpoints": Endpoints},
     "curve": {"_curve": Curve},
     "interpolation": {"_interpolation": Interpolation},
+    "pipeline": {"_pipeline": Pipeline},
     "runtime": {"_runtime": Runtime},
 }
 
@@ -474,6 +497,17 @@ def _check_together(config: Config) -> None:
         if training.warmup_epochs >= training.epochs:
             raise UserError(
                 f"{name}.warmup_epochs={training.warmup_epochs:g} leaves nothing of {name}.epochs={training.epochs}."
+            )
+    pipeline = config.pipeline
+    if not pipeline.paths or len(set(pipeline.paths)) < len(pipeline.paths):
+        raise UserError("pipeline.paths must name each of segment and curve at most once, and one of them.")
+    if pipeline.replicates is not None:
+        if not pipeline.replicates or len(set(pipeline.replicates)) < len(pipeline.replicates):
+            raise UserError(f"pipeline.replicates={pipeline.replicates} must be different seeds, as [0,1,2].")
+        if config.endpoints.seeds is not None or config.endpoints.checkpoints is not None:
+            raise UserError(
+                "pipeline.replicates makes endpoints of its own, and endpoints.seeds or endpoints.checkpoints name "
+                "others: drop one of the two."
             )
     late = [e for e in config.endpoints.keep_epochs if e > config.endpoints.epochs]
     if late:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
+from modeconn_cli.report.gather import as_table
 from modeconn_cli.runs import Run
 
 # A pipe or a file has no width to fold names for.
@@ -157,35 +158,87 @@ def barrier_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def show_sweep(jobs: Sequence[dict[str, Any]]) -> None:
-    """One line a job of a --multirun."""
-    table = Table(title="Sweep", title_justify="left", box=None, header_style="bold", pad_edge=False)
-    columns = ("overrides", "path", "train-loss barrier", "test-error barrier", "connected")
-    for name in columns:
-        table.add_column(name, justify="right" if "barrier" in name else "left", overflow="fold")
+    """A few lines a job of a --multirun."""
     given = [job.get("overrides", []) for job in jobs]
     common = set.intersection(*map(set, given)) if len(given) > 1 else set()
+    table = _paths_table("Sweep", "overrides")
     for job in jobs:
         what = " ".join(o for o in job.get("overrides", []) if o not in common)
         if "error" in job:
             table.add_row(what, f"[red]{job['error']}[/]")
-        for path in [r["path"] for r in job.get("barriers", []) if r["metric"] == "train_loss"]:
-            rows = {r["metric"]: r for r in job["barriers"] if r["path"] == path}
-            verdict = next(v for v in job["verdicts"] if v["path"] == path)
-            table.add_row(
-                what,
-                path,
-                _interval(rows["train_loss"]["above_mean"], 4),
-                _interval(rows["test_error"]["above_mean"], 2),
-                verdict["connected"],
-            )
+        for row in _path_rows(job):
+            table.add_row(what, *row)
             what = ""
         if "barriers" in job and not job["barriers"]:
             for e in job["endpoints"]:
                 table.add_row(what, e["name"], "", "", f"test error {e['test_error']:.2f}%")
                 what = ""
     out.print(table)
-    for picture in filter(None, (job.get("plot") for job in jobs)):
+    for picture in [picture for job in jobs for picture in job.get("plots", [])]:
         out.print(f"picture: {picture}", soft_wrap=True)
+
+
+def show_run(result: dict[str, Any], gathered: Sequence[dict[str, Any]]) -> None:
+    """What `modeconn run` did: every pair's barriers, means over pairs where there are several, and what was lost."""
+    table = _paths_table("Paths", "endpoints")
+    shown = ""
+    for pair, row in zip(result["verdicts"], _path_rows(result), strict=True):
+        table.add_row("" if pair["endpoints"] == shown else pair["endpoints"], *row)
+        shown = pair["endpoints"]
+    if result["verdicts"]:
+        out.print(table)
+    several = [row for row in gathered if row["n"] > 1]
+    if several:
+        out.print()
+        show_gathered(several, "t", 0.95)
+    for picture in result["plots"]:
+        out.print(f"picture: {picture}", soft_wrap=True)
+    lost = [row for row in result["stages"] if row["status"] in ("failed", "skipped")]
+    if lost:
+        table = Table(title="Not done", title_justify="left", box=None, header_style="bold", pad_edge=False)
+        for name in ("stage", "status", "why", "see"):
+            table.add_column(name, overflow="fold")
+        for row in lost:
+            see = f"{row['directory']}/log.txt" if row["status"] == "failed" else ""
+            table.add_row(f"{row['stage']} {row['name']}", f"[red]{row['status']}[/]", row["why"], see)
+        out.print()
+        out.print(table)
+
+
+def show_gathered(rows: Sequence[dict[str, Any]], interval: str, confidence: float) -> None:
+    """Groups of runs with means over them."""
+    heads, cells = as_table(rows)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for head in heads:
+        table.add_column(head, justify="right" if head in ("n", "std", "interval") or "." in head else "left")
+    for line in cells:
+        table.add_row(*(c.replace("[", "\\[") for c in line))
+    out.print(table)
+    how = {"t": "Student's t", "bootstrap": "bootstrap over the runs"}[interval]
+    out.print(f"[dim]mean, std and {100 * confidence:g}% interval ({how}) over n runs[/]")
+    if any(row["shared_endpoints"] for row in rows):
+        out.print("[yellow]some runs share an endpoint, so they are not independent and intervals are too narrow[/]")
+
+
+def _paths_table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for name in (first, "path", "train-loss barrier", "test-error barrier", "connected"):
+        table.add_column(name, justify="right" if "barrier" in name else "left", overflow="fold")
+    return table
+
+
+def _path_rows(job: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Path, both barriers (above_mean) and verdict, in the order of the job's verdicts."""
+    by_place = {(r["endpoints"], r["path"], r["metric"]): r["above_mean"] for r in job.get("barriers", [])}
+    return [
+        (
+            v["path"],
+            _interval(by_place[v["endpoints"], v["path"], "train_loss"], 4),
+            _interval(by_place[v["endpoints"], v["path"], "test_error"], 2),
+            v["connected"],
+        )
+        for v in job.get("verdicts", [])
+    ]
 
 
 def _interval(value: dict[str, float], digits: int) -> str:

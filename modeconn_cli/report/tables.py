@@ -30,6 +30,7 @@ def barrier_rows(paths: list[PathResult]) -> list[dict[str, Any]]:
                 {
                     "metric": metric,
                     "path": path.title,
+                    "endpoints": path.summary["task"]["endpoints"],
                     "start": column["start"],
                     "end": column["end"],
                     "max": column["max"],

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import cache, cached_property
@@ -26,7 +26,15 @@ from modeconn_cli.schema import ChannelsLast, Config, Family, Interpolation, Pre
 from modeconn_cli.weights import FlatModule
 
 SMALL = 200_000  # parameters
-_recent_data: dict[str, Data] = {}  # the last one read, which the next job of a sweep most often wants again
+_recent_data: dict[str, tuple[str, Data]] = {}  # which the next job of a sweep most often wants again
+
+
+def _recent(place: str, key: str, make: Callable[[], Data]) -> Data:
+    """The data set last made for a place, where it is the one wanted; only one is kept."""
+    if place not in _recent_data or _recent_data[place][0] != key:
+        _recent_data.pop(place, None)
+        _recent_data[place] = key, make()
+    return _recent_data[place][1]
 
 
 @cache
@@ -83,10 +91,10 @@ class Signals:
 class Context:
     """One request: its configuration, and what its stages make from it, made once."""
 
-    def __init__(self, config: Config, reporter: Reporter) -> None:
+    def __init__(self, config: Config, reporter: Reporter, signals: Signals | None = None) -> None:
         self.config, self.reporter = config, reporter
         self.root = Path(config.runtime.output_dir)
-        self.signals = Signals()
+        self.signals = signals or Signals()
         self.label = f"{safe(config.dataset.name)}-{safe(config.architecture.name)}"
 
     @cached_property
@@ -112,15 +120,12 @@ class Context:
 
     @cached_property
     def data_on_host(self) -> Data:
-        key = f"{self.checksum} {self.config.dataset}"
-        if key not in _recent_data:
-            _recent_data.clear()
-            _recent_data[key] = data.load(self.config.dataset)
-        return _recent_data[key]
+        return _recent("read", f"{self.checksum} {self.config.dataset}", lambda: data.load(self.config.dataset))
 
     @cached_property
     def data(self) -> Data:
-        return self.data_on_host.to(self.device)
+        host = self.data_on_host
+        return _recent("device", f"{self.checksum} {self.config.dataset} {self.device}", lambda: host.to(self.device))
 
     def module(self) -> nn.Module:
         """The architecture, freshly initialised from the global generator, on the present default device.

@@ -37,8 +37,7 @@ class Endpoint(Stage):
 
     def metrics(self) -> dict[str, float]:
         """train_nll, train_error, test_nll, test_error as measured when it was made."""
-        recorded: dict[str, float] = json.loads((self.result.folder / "summary.json").read_text())["metrics"]
-        return recorded
+        return recorded_metrics(self.result.folder)
 
     def write(self, run: Run, evaluator: Evaluator, net: FlatModule, more: dict[str, Any]) -> None:
         """Write the checkpoint and its metrics, measured with its own buffers."""
@@ -150,6 +149,12 @@ class ImportedEndpoint(Endpoint):
         with torch.no_grad():
             net.module.load_state_dict(state)
         self.write(run, self.context.evaluator(net, Interpolation()), net, {"file": str(self.file)})
+
+
+def recorded_metrics(folder: Path) -> dict[str, float]:
+    """The metrics in a finished endpoint's directory."""
+    recorded: dict[str, float] = json.loads((folder / "summary.json").read_text())["metrics"]
+    return recorded
 
 
 def split_note(evaluator: Evaluator, key: str) -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 
-from modeconn_cli.errors import UserError
+from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.report.tables import barrier_rows, read_path, verdict_sentence
 from modeconn_cli.runs import Run
-from modeconn_cli.schema import Config, PathOf, check
+from modeconn_cli.schema import Config, Pairing, PathOf, check
 from modeconn_cli.stages import Stage, execute
 from modeconn_cli.stages.context import Context, Reporter
 from modeconn_cli.stages.curve import FitCurve
-from modeconn_cli.stages.endpoints import Endpoint, ImportedEndpoint, TrainedEndpoint
+from modeconn_cli.stages.endpoints import Endpoint, ImportedEndpoint, TrainedEndpoint, recorded_metrics
 from modeconn_cli.stages.measure import MeasuredCurve, MeasuredPath, Segment
 from modeconn_cli.stages.plot import Plot
 
@@ -22,14 +24,20 @@ SAME = (
     "the same network, so there is no path between them: give two different endpoints.seeds or endpoints.checkpoints."
 )
 
+S = TypeVar("S", bound=Stage)
+
 
 @dataclass
 class Plan:
-    """Stages in the order they run; ``own`` are the command's, which --force computes again."""
+    """Stages in the order they run, each once however many need it.
+
+    own: the command's, which --force computes again. keep_going: a stage that fails stops only those that need it.
+    """
 
     context: Context
     stages: list[Stage]
     own: list[Stage]
+    keep_going: bool = False
 
     def rows(self) -> list[dict[str, Any]]:
         """What each stage would do now, and why; for --dry-run."""
@@ -40,29 +48,63 @@ class Plan:
             rows.append({**_row(stage, run), "gradient_steps": steps})
         return rows
 
-    def execute(self, done: list[dict[str, Any]]) -> dict[str, Any]:
-        """Carry it out, and say what there is now: barriers, verdicts, the picture.
+    def execute(self, done: list[dict[str, Any]]) -> None:
+        """Carry it out; ``done`` is given a row for each stage as it ends.
 
-        ``done`` is given a row for each stage as it ends.
+        Raises:
+            RunFailed, UserError: a stage failed; not where the plan keeps going, which says so in the stage's row.
         """
+        lost: dict[str, str] = {}
         with self.context.signals.caught():
             for stage in self.stages:
-                done.append(_row(stage, execute(stage, self._forced(stage))))
-        return self._findings()
+                missing = next((lost[u.identity.digest] for u in stage.upstream if u.identity.digest in lost), None)
+                if missing is not None:
+                    self._lose(stage, done, lost, "skipped", f"needs {missing}")
+                    continue
+                try:
+                    done.append(_row(stage, execute(stage, self._forced(stage))))
+                except (RunFailed, UserError) as failure:
+                    if not self.keep_going:
+                        raise
+                    self._lose(stage, done, lost, "failed", str(failure))
+
+    def _lose(self, stage: Stage, done: list[dict[str, Any]], lost: dict[str, str], status: str, why: str) -> None:
+        lost[stage.identity.digest] = f"{stage.name} {stage.label}"
+        done.append({**_row(stage, stage.locate(False)), "status": status, "why": why})
+        self.context.reporter.say(f"{status}: {stage.name} {stage.label}: {why}")
+
+    def measured(self) -> list[Run]:
+        """The finished runs of measured paths."""
+        located = [s.locate(False) for s in self.stages if isinstance(s, MeasuredPath)]
+        return [run for run in located if run.status == "cached"]
+
+    def findings(self) -> dict[str, Any]:
+        """What finished stages found, read from their directories: endpoints, barriers, verdicts, pictures."""
+        finished = {s: run for s in self.stages if (run := s.locate(False)).status == "cached"}
+        measured = [read_path(run.folder) for run in self.measured()]
+        pictures = [str(run.folder / "plot.png") for s, run in finished.items() if isinstance(s, Plot)]
+        return {
+            "endpoints": [
+                {"name": s.label, "from": s.short_name, **recorded_metrics(run.folder)}
+                for s, run in finished.items()
+                if isinstance(s, Endpoint)
+            ],
+            "barriers": barrier_rows(measured),
+            "verdicts": [
+                {
+                    "path": p.title,
+                    "endpoints": p.summary["task"]["endpoints"],
+                    **p.summary["verdict"],
+                    "sentence": verdict_sentence(p),
+                }
+                for p in measured
+            ],
+            "plot": pictures[0] if pictures else None,
+            "plots": pictures,
+        }
 
     def _forced(self, stage: Stage) -> bool:
         return self.context.config.runtime.force and stage in self.own
-
-    def _findings(self) -> dict[str, Any]:
-        endpoints = [s for s in self.stages if isinstance(s, Endpoint)]
-        measured = [read_path(s.result.folder) for s in self.stages if isinstance(s, MeasuredPath)]
-        pictures = [s for s in self.stages if isinstance(s, Plot)]
-        return {
-            "endpoints": [{"name": s.label, "from": s.short_name, **s.metrics()} for s in endpoints],
-            "barriers": barrier_rows(measured),
-            "verdicts": [{"path": p.title, **p.summary["verdict"], "sentence": verdict_sentence(p)} for p in measured],
-            "plot": str(pictures[0].result.folder / "plot.png") if pictures else None,
-        }
 
 
 def _row(stage: Stage, run: Run) -> dict[str, Any]:
@@ -85,9 +127,74 @@ def make_plan(command: str, config: Config, reporter: Reporter) -> Plan:
     context = Context(config, reporter)
     _ = context.device, context.parameters  # the device is there, and the network fits the data
     context.settle_threads()
+    if command == "run":
+        return _pipeline(context)
     endpoints = _endpoints(context)
     if command == "train-endpoints":
         return Plan(context, [*endpoints], [*endpoints])
+    start, end = _two(endpoints, context, command)
+    segment = Segment(context, start, end)
+    if command == "interpolate" or (command == "evaluate" and config.interpolation.path is PathOf.segment):
+        own: list[Stage] = [segment, Plot(context, [segment])]
+        return _identified(Plan(context, [*endpoints, *own], own))
+    curve = _curve(context, start, end)
+    measured = MeasuredCurve(context, curve)
+    picture = Plot(context, [segment, measured])
+    own = [measured, picture] if command == "evaluate" else [curve, measured, picture]
+    return _identified(Plan(context, [start, end, segment, curve, measured, picture], own))
+
+
+def _pipeline(context: Context) -> Plan:
+    """Everything ``run`` asks for, over its replicates and pairs."""
+    config, options = context.config, context.config.pipeline
+    stages: dict[str, Stage] = {}
+
+    def once(stage: S) -> S:
+        return stages.setdefault(stage.identity.digest, stage)  # type: ignore[return-value]
+
+    for seed in [config.seed] if options.replicates is None else options.replicates:
+        here = (
+            context if seed == config.seed else Context(replace(config, seed=seed), context.reporter, context.signals)
+        )
+        endpoints = [once(endpoint) for endpoint in _endpoints(here)]
+        for pair in _pairs(endpoints, here):
+            start, end = _two(pair, here, "run")
+            measured: list[MeasuredPath] = []
+            if PathOf.segment in options.paths:
+                measured.append(once(Segment(here, start, end)))
+            if PathOf.curve in options.paths:
+                measured.append(once(MeasuredCurve(here, once(_curve(here, start, end)))))
+            once(Plot(here, measured))
+    everything = list(stages.values())
+    own = [s for s in everything if not isinstance(s, Endpoint)]
+    return _identified(Plan(context, everything, own, keep_going=True))
+
+
+def _pairs(endpoints: Sequence[Endpoint], context: Context) -> list[Sequence[Endpoint]]:
+    if context.config.pipeline.pairs is Pairing.all:
+        return list(itertools.combinations(endpoints, 2))
+    if len(endpoints) % 2:
+        raise UserError(
+            f"run joins endpoints two by two, and {len(endpoints)} are given: give an even number, or "
+            "pipeline.pairs=all for every pair."
+        )
+    return [endpoints[i : i + 2] for i in range(0, len(endpoints), 2)]
+
+
+def _curve(context: Context, start: Endpoint, end: Endpoint) -> FitCurve:
+    curve = FitCurve(context, start, end)
+    curve.check()
+    return curve
+
+
+def _identified(plan: Plan) -> Plan:
+    """The plan, once every stage has found the files that identify it."""
+    _ = [stage.identity for stage in plan.stages]
+    return plan
+
+
+def _two(endpoints: Sequence[Endpoint], context: Context, command: str) -> tuple[Endpoint, Endpoint]:
+    """The two endpoints of a path, which must be two and differ."""
     if len(endpoints) != 2:
         if context.config.endpoints.checkpoints is not None:
             raise UserError(
@@ -100,18 +207,7 @@ def make_plan(command: str, config: Config, reporter: Reporter) -> Plan:
     start, end = endpoints
     if start.identity.digest == end.identity.digest:
         raise UserError(f"both endpoints are {SAME}")
-    segment = Segment(context, start, end)
-    if command == "interpolate" or (command == "evaluate" and config.interpolation.path is PathOf.segment):
-        own: list[Stage] = [segment, Plot(context, [segment])]
-        return Plan(context, [*endpoints, *own], own)
-    curve = FitCurve(context, start, end)
-    curve.check()
-    measured = MeasuredCurve(context, curve)
-    picture = Plot(context, [segment, measured])
-    own = [measured, picture] if command == "evaluate" else [curve, measured, picture]
-    plan = Plan(context, [start, end, segment, curve, measured, picture], own)
-    _ = [stage.identity for stage in plan.stages]
-    return plan
+    return start, end
 
 
 def _endpoints(context: Context) -> list[Endpoint]:
@@ -126,8 +222,9 @@ def _endpoints(context: Context) -> list[Endpoint]:
             raise UserError("endpoints.checkpoints=[] names no file; give two checkpoints, as [a.pt,b.safetensors].")
         imported = [ImportedEndpoint(context, file) for file in options.checkpoints]
         states = [endpoint.check() for endpoint in imported]
-        if len(states) == 2 and all(torch.equal(v, states[1][k]) for k, v in states[0].items()):
-            raise UserError(f"{imported[0].file} and {imported[1].file} hold {SAME}")
+        for (a, first), (b, second) in itertools.combinations(zip(imported, states, strict=True), 2):
+            if all(torch.equal(v, second[k]) for k, v in first.items()):
+                raise UserError(f"{a.file} and {b.file} hold {SAME}")
         return [*imported]
     seeds = [2 * seed, 2 * seed + 1] if options.seeds is None else options.seeds
     if len(set(seeds)) < len(seeds):

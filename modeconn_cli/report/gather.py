@@ -1,0 +1,289 @@
+"""Many runs as one table: what differs between them makes the rows, what is averaged over makes n."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from modeconn_cli.errors import UserError
+from modeconn_cli.runs import Found
+
+SHAPED_BY = {  # the groups of a run's configuration that its stage depends on
+    "train-endpoints": ("dataset", "architecture", "endpoints"),
+    "interpolate": ("dataset", "architecture", "endpoints", "interpolation"),
+    "fit-curve": ("seed", "dataset", "architecture", "endpoints", "curve"),
+    "evaluate": ("seed", "dataset", "architecture", "endpoints", "curve", "interpolation"),
+}
+REPLICATION = ("seed", "endpoints.seeds", "endpoints.init_seed", "endpoints.data_seed", "curve.seed")
+# Where a run's input lies, or what it is called by; what it is stands elsewhere.
+NOT_SETTINGS = ("dataset.data_dir", "dataset.download", "dataset.path", "endpoints.checkpoints", "interpolation.path")
+MEASURED_METRICS = ("train_loss.above_mean", "test_error.above_mean")
+ENDPOINT_METRICS = ("train_nll", "test_error")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run: what it was asked for, flat (``curve.bends``), and what it found, flat (``test_error.max``)."""
+
+    run: Found
+    settings: dict[str, Any]
+    results: dict[str, float]
+    endpoints: tuple[str, ...]
+
+
+def record(run: Found) -> Record:
+    """Read a finished run of an endpoint or of a measured path."""
+    settings = run_settings(run)
+    summary = run.read("summary.json")
+    if "barriers" not in summary:
+        return Record(run, settings, dict(summary.get("metrics", {})), (str(summary.get("seed", summary.get("file"))),))
+    results = {f"{m}.{k}": v for m, column in summary["columns"].items() for k, v in column.items()}
+    for metric, conventions in summary["barriers"].items():
+        results |= {f"{metric}.{name}": interval["value"] for name, interval in conventions.items()}
+    return Record(run, settings, results, tuple(summary["task"]["endpoints"].split(" and ")))
+
+
+def run_settings(run: Found) -> dict[str, Any]:
+    """The settings, flat, that a run's result depends on."""
+    path = run.folder / "config.yaml"
+    content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
+    groups = SHAPED_BY.get(run.stage, ())
+    return {k: v for k, v in flatten(content).items() if k.split(".")[0] in groups and k not in NOT_SETTINGS}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys whose value is not the same everywhere."""
+    keys = dict.fromkeys(k for s in settings for k in s)
+    return [k for k in keys if len({str(s.get(k)) for s in settings}) > 1]
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """Mean, standard deviation over n replicates (n - 1 below), and an interval for the mean; nan where n is 1."""
+
+    mean: float
+    std: float
+    n: int
+    low: float
+    high: float
+
+
+def aggregate(values: Sequence[float], interval: str, confidence: float) -> Aggregate:
+    """Over replicates.
+
+    Args:
+        interval: "t" (Student's, for means of about normal values) or "bootstrap" (percentile, 10000 resamples).
+    """
+    from scipy import stats
+
+    x = np.asarray(values, dtype=np.float64)
+    n, mean = len(x), float(x.mean())
+    if n < 2:
+        return Aggregate(mean, float("nan"), n, float("nan"), float("nan"))
+    std = float(x.std(ddof=1))
+    if interval == "t":
+        half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * std / n**0.5
+        return Aggregate(mean, std, n, mean - half, mean + half)
+    means = np.random.default_rng(0).choice(x, (10_000, n)).mean(1)
+    low, high = np.percentile(means, [50 * (1 - confidence), 50 * (1 + confidence)])
+    return Aggregate(mean, std, n, float(low), float(high))
+
+
+def choose(root: Path, patterns: Sequence[str]) -> list[Found]:
+    """Finished runs of endpoints and measured paths under directories; of several versions of a result, the newest.
+
+    Raises:
+        UserError: a pattern that nothing fits.
+    """
+    newest: dict[Path, Found] = {}
+    for pattern in patterns or [str(root)]:
+        base = Path(pattern)
+        places = [base] if base.exists() else sorted(Path().glob(pattern)) if not base.is_absolute() else []
+        runs = [r for place in places for r in _inside(place)]
+        if not runs:
+            raise UserError(
+                f"{pattern!r} holds no finished run: give an output directory, or a pattern of run directories."
+            )
+        for run in runs:
+            before = newest.get(run.folder.parent)
+            if before is None or int(run.version[1:]) > int(before.version[1:]):
+                newest[run.folder.parent] = run
+    return list(newest.values())
+
+
+def _inside(place: Path) -> list[Found]:
+    """The finished runs at or below a directory."""
+    folders = [p.parent for p in sorted(place.rglob("DONE"))]
+    return [f for f in map(Found, folders) if f.stage in (*SHAPED_BY, "rebasin") and f.status == "done"]
+
+
+def gather(
+    runs: Sequence[Found],
+    by: Sequence[str],
+    over: Sequence[str],
+    metrics: Sequence[str],
+    interval: str = "t",
+    confidence: float = 0.95,
+) -> list[dict[str, Any]]:
+    """One row a group of runs: its settings, and the aggregate of every metric over what is left to vary.
+
+    Args:
+        by: settings that make groups, as ``architecture`` (all of it) or ``curve.bends``; none: all that differ.
+        over: settings averaged over; seeds always are.
+        metrics: names as in Record.results; none: barriers of measured paths, or errors of endpoints.
+
+    Raises:
+        UserError: runs of one group differ in a setting that is in neither list, or a name is unknown.
+    """
+    records = [record(r) for r in runs if r.stage != "fit-curve"]
+    measured = [r for r in records if r.run.stage != "train-endpoints"]
+    records = measured or records  # paths where there are any: their endpoints are behind them
+    if not records:
+        raise UserError("nothing to gather: no measured path and no endpoint is finished there.")
+    metrics = list(metrics) or list(MEASURED_METRICS if measured else ENDPOINT_METRICS)
+    known = dict.fromkeys(k for r in records for k in r.results)
+    for metric in metrics:
+        if metric not in known:
+            raise UserError(f"no metric {metric!r} in these runs; there are {', '.join(known)}.")
+    keys = dict.fromkeys(k for r in records for k in r.settings)
+    for name in (*by, *over):
+        if not any(_covers(name, k) for k in keys) and name != "seed":
+            raise UserError(
+                f"no setting {name!r} in these runs; name a group as architecture, or a key as curve.bends."
+            )
+    averaged = (*REPLICATION, *over)
+    by_stage = [[r.settings for r in records if r.run.stage == stage] for stage in {r.run.stage for r in records}]
+    everywhere = {k for settings in by_stage for k in varied(settings)}
+    differing = [k for k in keys if k in everywhere and not any(_covers(o, k) for o in averaged)]
+    grouping = [k for k in differing if not by or any(_covers(b, k) for b in by)]
+    grouping = _told_by_name(grouping, records)
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for r in records:
+        groups.setdefault((_path(r), *(str(r.settings.get(k, "")) for k in grouping)), []).append(r)
+    rows = []
+    for key, members in groups.items():
+        mixed = [k for k in varied([m.settings for m in members]) if not any(_covers(o, k) for o in averaged)]
+        mixed = [k for k in mixed if not by or not any(_covers(b, k) for b in by)]
+        if mixed:
+            values = sorted({str(m.settings.get(mixed[0])) for m in members})
+            raise UserError(
+                f"these runs differ in {mixed[0]} ({', '.join(values)}), and a mean would mix them: add "
+                f"--by {mixed[0]}, or --over {mixed[0]} to average over it."
+            )
+        names = [name for m in members for name in m.endpoints]
+        found = {m: aggregate([r.results[m] for r in members], interval, confidence) for m in metrics}
+        rows.append(
+            {
+                "path": key[0],
+                **dict(zip(grouping, key[1:], strict=True)),
+                "n": len(members),
+                "shared_endpoints": len(set(names)) < len(names),
+                "metrics": {m: a.__dict__ for m, a in found.items()},
+                "runs": [str(m.run.folder) for m in members],
+            }
+        )
+    return rows
+
+
+def _covers(name: str, key: str) -> bool:
+    return key == name or key.startswith(f"{name}.") or (name == "seed" and key in REPLICATION)
+
+
+def _path(r: Record) -> str:
+    summary = r.run.read("summary.json")
+    return str(summary.get("path", "endpoint"))
+
+
+def _told_by_name(grouping: list[str], records: Sequence[Record]) -> list[str]:
+    """Without the details of a data set or an architecture where its name alone tells the same groups apart."""
+    for group in ("dataset", "architecture"):
+        details = [k for k in grouping if k.startswith(f"{group}.") and k != f"{group}.name"]
+        by_name: dict[str, set[str]] = {}
+        for r in records:
+            by_name.setdefault(str(r.settings.get(f"{group}.name")), set()).add(
+                str([r.settings.get(k) for k in details])
+            )
+        if details and f"{group}.name" in grouping and all(len(v) == 1 for v in by_name.values()):
+            grouping = [k for k in grouping if k not in details]
+    return grouping
+
+
+# ------------------------------------------------------------------------------------------------- as text
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells, for a terminal, Markdown or LaTeX."""
+    settings = [k for k in rows[0] if k not in ("n", "shared_endpoints", "metrics", "runs")]
+    metrics = list(rows[0]["metrics"])
+    heads = [*settings, "n"]
+    for m in metrics:
+        heads += [m, "std", "interval"]
+    cells = []
+    for row in rows:
+        line = [str(row[k]) for k in settings] + [str(row["n"])]
+        for m in metrics:
+            a = Aggregate(**row["metrics"][m])
+            digits = 2 if "error" in m else 4
+            spread = ["", ""] if a.n < 2 else [f"{a.std:.{digits}f}", f"[{a.low:.{digits}f}, {a.high:.{digits}f}]"]
+            line += [f"{a.mean:.{digits}f}", *spread]
+        cells.append(line)
+    return heads, cells
+
+
+def as_markdown(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def as_latex(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A tabular for booktabs."""
+    escaped = [[_tex(c) for c in line] for line in [heads, *cells]]
+    left = sum(1 for h in heads if h not in ("n", "std", "interval") and "." not in h)
+    columns = "l" * left + "r" * (len(heads) - left)
+    body = [" & ".join(line) + r" \\" for line in escaped]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            body[0],
+            r"\midrule",
+            *body[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def _tex(text: str) -> str:
+    for plain, tex in (("\\", r"\textbackslash "), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
+        text = text.replace(plain, tex)
+    return text
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every figure in full, one line a row."""
+    import csv
+    import io
+
+    settings = [k for k in rows[0] if k not in ("shared_endpoints", "metrics", "runs")]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    metrics = list(rows[0]["metrics"])
+    parts = ("mean", "std", "low", "high")
+    writer.writerow([*settings, *(f"{m}.{p}" for m in metrics for p in parts)])
+    for row in rows:
+        writer.writerow([*(row[k] for k in settings), *(repr(row["metrics"][m][p]) for m in metrics for p in parts)])
+    return buffer.getvalue()
