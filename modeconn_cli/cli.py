@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -113,18 +114,72 @@ class Session:
     jobs: list[dict[str, Any]] = field(default_factory=list)
     code: int = 0
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Check every job before the first one starts; then carry them out in turn.
+    def run(self, jobs: Sequence[Job], scatter: Callable[[Path], str | None] | None = None) -> None:
+        """Check every job before the first one starts; then carry them out, in turn or by ``scatter``.
 
-        A job that fails while it runs does not stop the others.
+        A job that fails while it runs does not stop the others. ``scatter`` runs them all elsewhere, leaving a file
+        for each under the directory that it is given.
         """
         self.jobs = [{"overrides": job.overrides} for job in jobs]
         for entry, job in zip(self.jobs, jobs, strict=True):
             self._attempt(entry, job, self._check)
         if self.code or self.dry_run:
             return
+        if scatter is not None:
+            self._scatter(jobs, scatter)
+            return
         for entry, job in zip(self.jobs, jobs, strict=True):
             self._attempt(entry, job, self._carry_out)
+
+    def _scatter(self, jobs: Sequence[Job], scatter: Callable[[Path], str | None]) -> None:
+        """Have the jobs run elsewhere, then read what they found from their directories."""
+        import shutil
+        import tempfile
+
+        from modeconn_cli import runs
+        from modeconn_cli.launch import JOB_FILE
+        from modeconn_cli.terminal import watching
+
+        place = Path(jobs[0].config.runtime.output_dir) / "sweeps"
+        with runs.writable(place):
+            place.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=place))
+        with watching(folder, JOB_FILE, [j.overrides for j in jobs], self.quiet or self.as_json):
+            complaint = scatter(folder)
+        outcomes = {o["job"]: o for o in (json.loads(f.read_text()) for f in folder.rglob(JOB_FILE))}
+        for number, (entry, job) in enumerate(zip(self.jobs, jobs, strict=True)):
+            outcome = outcomes.get(number)
+            if outcome is None:
+                self.fail(entry, f"job {number + 1} ended without a word{f': {complaint}' if complaint else ''}.", 1)
+            elif outcome["error"]:
+                entry["stages"] = outcome["stages"]
+                self.fail(entry, outcome["error"], outcome["code"])
+            else:
+                entry["stages"] = outcome["stages"]
+                self._attempt(entry, job, self._read)
+        if self.code:
+            complain(f"what the launcher left is in {folder}.")
+        else:
+            shutil.rmtree(folder)
+            with contextlib.suppress(OSError):  # another sweep is at work
+                place.rmdir()
+
+    def _means(self) -> list[dict[str, Any]]:
+        """Means over the seeds of a sweep, from the directories of its measured paths."""
+        from modeconn_cli.report.gather import gather
+        from modeconn_cli.runs import Found
+
+        rows = [
+            row for job in self.jobs for row in job.get("stages", []) if row["stage"] in ("interpolate", "evaluate")
+        ]
+        finished = {row["directory"] for row in rows if row["status"] not in ("failed", "skipped")}
+        return gather([Found(Path(d)) for d in sorted(finished)], [], [], []) if finished else []
+
+    def _read(self, entry: dict[str, Any], plan: Plan) -> None:
+        """What a plan's finished stages found."""
+        entry |= plan.findings()
+        if any(row["status"] in ("failed", "skipped") for row in entry["stages"]):
+            self.code = 1
 
     def _check(self, entry: dict[str, Any], plan: Plan) -> None:
         from modeconn_cli.terminal import show_plan
@@ -135,22 +190,15 @@ class Session:
                 show_plan(entry["stages"], entry["parameters"])
 
     def _carry_out(self, entry: dict[str, Any], plan: Plan) -> None:
-        from modeconn_cli.report.gather import gather
-        from modeconn_cli.runs import Found
         from modeconn_cli.terminal import err, show_result, show_run
 
         if self.sweep and not (self.quiet or self.as_json):
             err.print(f"[bold]job {self.jobs.index(entry) + 1}[/] {' '.join(entry['overrides'])}")
         entry["stages"] = []  # filled as they are done, so that an interruption can say how far it came
         plan.execute(entry["stages"])
-        entry |= plan.findings()
-        if any(row["status"] in ("failed", "skipped") for row in entry["stages"]):
-            self.code = 1
-        if self.command == "run":
-            measured = [Found(run.folder) for run in plan.measured()]
-            entry["gathered"] = without_nan(gather(measured, [], [], [])) if measured else []
+        self._read(entry, plan)
         if not self.as_json and not self.sweep:
-            show_run(entry, entry["gathered"]) if self.command == "run" else show_result(entry)
+            show_run(entry, self._means()) if self.command == "run" else show_result(entry)
 
     def _attempt(self, entry: dict[str, Any], job: Job, act: Callable[[dict[str, Any], Plan], None]) -> None:
         """Make a job's plan and act on it; what goes wrong is said in one line and kept in its entry."""
@@ -181,11 +229,13 @@ class Session:
         """Print what is left to print and exit."""
         if self.as_json:
             jobs = {"jobs": self.jobs} if self.sweep else (self.jobs[0] if self.jobs else {})
-            print_json({"command": self.command, "exit_code": self.code, **jobs})
+            several = (self.sweep or self.command == "run") and not self.dry_run
+            means = {"gathered": without_nan(self._means())} if several else {}
+            print_json({"command": self.command, "exit_code": self.code, **jobs, **means})
         elif self.sweep and not self.dry_run and any("overrides" in job for job in self.jobs):
             from modeconn_cli.terminal import show_sweep
 
-            show_sweep(self.jobs)
+            show_sweep(self.jobs, self._means())
         sys.exit(self.code)
 
 
@@ -203,7 +253,7 @@ def pipeline(name: str) -> Callable[..., None]:
         as_json: AsJson = False,
         quiet: Quiet = False,
     ) -> None:
-        from modeconn_cli.launch import compose
+        from modeconn_cli.launch import compose, launcher_of, scatter
 
         given = list(overrides or [])
         given += [f"runtime.force={str(force).lower()}"] if force else []
@@ -215,14 +265,18 @@ def pipeline(name: str) -> Callable[..., None]:
             flags += [flag, value] if value is not None else []
         session = Session(name, dry_run, as_json, quiet, multirun)
         try:
-            session.run(compose(given, flags, config_dir))
+            launcher = launcher_of(given)
+            jobs = compose(given, flags, config_dir)
+            elsewhere = multirun and launcher != "basic"
+            session.run(jobs, (lambda folder: scatter(name, given, config_dir, folder)) if elsewhere else None)
         except UserError as error:
             session.jobs = [{}]
             session.fail(session.jobs[0], str(error), 2)
-        except Interrupted as stop:
-            how = "Ctrl-C" if stop.signum == 2 else f"signal {stop.signum}"
+        except KeyboardInterrupt as stop:
+            signum = stop.signum if isinstance(stop, Interrupted) else 2
+            how = "Ctrl-C" if signum == 2 else f"signal {signum}"
             complain(f"stopped by {how}; what was done is saved, and the same command goes on from there.")
-            session.code = 128 + stop.signum
+            session.code = 128 + signum
             unfinished = next((job for job in session.jobs if "endpoints" not in job and "error" not in job), None)
             if unfinished is not None:
                 unfinished["error"] = f"stopped by {how}"

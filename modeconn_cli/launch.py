@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import os
 import shlex
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeconn_cli import runs, schema
-from modeconn_cli.errors import UserError
+from modeconn_cli.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -107,6 +108,93 @@ def run_hydra(
         raise UserError(explain(error, overrides, config_dir)) from None
     finally:
         sys.argv = argv
+
+
+LAUNCHERS = {  # by the extra that installs them, and the package that has to be there
+    "joblib": ("joblib", "hydra_plugins.hydra_joblib_launcher"),
+    "submitit_local": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
+    "submitit_slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
+    "ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
+    "ray_aws": ("ray", "hydra_plugins.hydra_ray_launcher"),
+}
+JOB_FILE = "job.json"
+
+
+def launcher_of(overrides: Sequence[str]) -> str:
+    """The launcher that overrides choose; basic, which runs jobs in turn, where they choose none.
+
+    Raises:
+        UserError: there is no such launcher, or it is not installed.
+    """
+    chosen = [o.partition("=")[2] for o in overrides if o.startswith("hydra/launcher=")]
+    name = chosen[-1] if chosen else "basic"
+    if name == "basic":
+        return name
+    if name not in LAUNCHERS:
+        near = _suggest(name, [*LAUNCHERS, "basic"], "did you mean hydra/launcher={}?", otherwise="choose another.")
+        raise UserError(f"hydra/launcher={name}: no such launcher{near} There are basic, {', '.join(LAUNCHERS)}.")
+    extra, package = LAUNCHERS[name]
+    try:
+        found = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise UserError(f"hydra/launcher={name} is not installed: pip install 'modeconn[{extra}]'.")
+    return name
+
+
+def scatter(command: str, overrides: Sequence[str], config_dir: str | None, folder: Path) -> str | None:
+    """Run the jobs of a sweep through the launcher that the overrides choose, and wait for them.
+
+    Every job leaves JOB_FILE in a directory of its own under ``folder``, which the workers must be able to reach;
+    what it found is in its run directories. Returns the launcher's own complaint, if it has one.
+    """
+    here = str(Path.cwd())
+
+    # A closure, for its definition travels to workers that have not this process's modules.
+    def task(cfg: DictConfig) -> None:
+        from modeconn_cli.launch import work
+
+        work(command, cfg, here)
+
+    placed = [o for o in overrides if not o.startswith("hydra.sweep.dir=")]
+    try:
+        run_hydra(task, [*placed, f"hydra.sweep.dir={folder.resolve()}"], ["--multirun"], config_dir)
+    except UserError:
+        raise
+    except Exception as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def work(command: str, cfg: DictConfig, directory: str) -> None:
+    """One job, in a launcher's worker. It never raises: what went wrong is in its JOB_FILE."""
+    import json
+    import traceback
+
+    from hydra.core.hydra_config import HydraConfig
+
+    from modeconn_cli.stages.plan import make_plan
+    from modeconn_cli.terminal import TerminalReporter
+
+    os.chdir(directory)
+    job = HydraConfig.get().job
+    os.environ["MODECONN_JOB"] = str(job.num)
+    outcome: dict[str, Any] = {"job": job.num, "error": None, "code": 0, "stages": []}
+    try:
+        plan = make_plan(command, to_config(cfg), TerminalReporter(quiet=True))
+        plan.execute(outcome["stages"])
+    except (UserError, RunFailed) as error:
+        outcome |= {"error": str(error), "code": 2 if isinstance(error, UserError) else 1}
+    except KeyboardInterrupt as stop:
+        outcome |= {"error": str(stop) or "stopped", "code": 130}
+    except Exception as error:
+        outcome |= {"error": f"{type(error).__name__}: {error}", "code": 1, "traceback": traceback.format_exc()}
+    target = Path(HydraConfig.get().runtime.output_dir) / JOB_FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_suffix(".tmp")
+    beside.write_text(json.dumps(outcome))
+    beside.replace(target)
 
 
 def _check_form(override: str, config_dir: str | None) -> None:

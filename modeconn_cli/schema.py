@@ -368,7 +368,11 @@ class ChannelsLast(Name):
 
 @dataclass
 class Runtime:
-    device: str = option("auto", "auto (CUDA when there is one), cpu, cuda, cuda:1, mps.")
+    device: str = option(
+        "auto",
+        "auto (CUDA when there is one), cpu, cuda, cuda:1, mps, or spread: the jobs of a parallel sweep over the CUDA "
+        "devices in turn.",
+    )
     threads: int = option(
         0, "CPU threads of this process; 0: PyTorch's choice, and one for small fully connected networks.", ge=0
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -75,6 +79,37 @@ class TerminalReporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None
+
+
+@contextmanager
+def watching(folder: Path, name: str, overrides: Sequence[Sequence[str]], quiet: bool) -> Iterator[None]:
+    """Say which jobs of a parallel sweep have ended, as each leaves a file of this name under the folder."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        seen: set[Path] = set()
+        last = False
+        while not last:
+            last = ended.wait(0.5)  # and look once more after the end
+            for file in set(folder.rglob(name)) - seen:
+                seen.add(file)
+                job = json.loads(file.read_text())
+                style, word = ("red", "failed") if job["error"] else ("green", "done")
+                what = " ".join(overrides[job["job"]])
+                err.print(
+                    f"[{style}]{word:>7}[/] job {job['job'] + 1} {what} [dim]({len(seen)} of {len(overrides)})[/]"
+                )
+
+    if quiet:
+        yield
+        return
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def show_plan(rows: Sequence[dict[str, Any]], parameters: int) -> None:
@@ -157,15 +192,15 @@ def barrier_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def show_sweep(jobs: Sequence[dict[str, Any]]) -> None:
-    """A few lines a job of a --multirun."""
+def show_sweep(jobs: Sequence[dict[str, Any]], gathered: Sequence[dict[str, Any]]) -> None:
+    """A few lines a job of a --multirun, and means over its seeds."""
     given = [job.get("overrides", []) for job in jobs]
     common = set.intersection(*map(set, given)) if len(given) > 1 else set()
     table = _paths_table("Sweep", "overrides")
     for job in jobs:
         what = " ".join(o for o in job.get("overrides", []) if o not in common)
         if "error" in job:
-            table.add_row(what, f"[red]{job['error']}[/]")
+            table.add_row(what, "[red]failed[/]")  # why is on stderr, too long for a cell
         for row in _path_rows(job):
             table.add_row(what, *row)
             what = ""
@@ -174,6 +209,7 @@ def show_sweep(jobs: Sequence[dict[str, Any]]) -> None:
                 table.add_row(what, e["name"], "", "", f"test error {e['test_error']:.2f}%")
                 what = ""
     out.print(table)
+    _show_means(gathered)
     for picture in [picture for job in jobs for picture in job.get("plots", [])]:
         out.print(f"picture: {picture}", soft_wrap=True)
 
@@ -187,10 +223,7 @@ def show_run(result: dict[str, Any], gathered: Sequence[dict[str, Any]]) -> None
         shown = pair["endpoints"]
     if result["verdicts"]:
         out.print(table)
-    several = [row for row in gathered if row["n"] > 1]
-    if several:
-        out.print()
-        show_gathered(several, "t", 0.95)
+    _show_means(gathered)
     for picture in result["plots"]:
         out.print(f"picture: {picture}", soft_wrap=True)
     lost = [row for row in result["stages"] if row["status"] in ("failed", "skipped")]
@@ -203,6 +236,13 @@ def show_run(result: dict[str, Any], gathered: Sequence[dict[str, Any]]) -> None
             table.add_row(f"{row['stage']} {row['name']}", f"[red]{row['status']}[/]", row["why"], see)
         out.print()
         out.print(table)
+
+
+def _show_means(gathered: Sequence[dict[str, Any]]) -> None:
+    several = [row for row in gathered if row["n"] > 1]
+    if several:
+        out.print()
+        show_gathered(several, "t", 0.95)
 
 
 def show_gathered(rows: Sequence[dict[str, Any]], interval: str, confidence: float) -> None:

@@ -38,7 +38,18 @@ from safetensors.torch import load_file
 from modeconn_cli import __version__, terminal
 from modeconn_cli.stages.endpoints import CHECKPOINT
 
-COMMANDS = ["train-endpoints", "interpolate", "fit-curve", "evaluate", "plot", "runs", "doctor", "completion"]
+COMMANDS = [
+    "train-endpoints",
+    "interpolate",
+    "fit-curve",
+    "run",
+    "evaluate",
+    "plot",
+    "gather",
+    "runs",
+    "doctor",
+    "completion",
+]
 RUNS = ["list", "show", "compare", "path"]
 METRICS = [f"{split}_{metric}" for split in ("train", "test") for metric in ("loss", "nll", "error")]
 CONVENTIONS = ["above_line", "above_mean", "above_max", "midpoint"]
@@ -341,7 +352,7 @@ def test_a_sweep_is_one_object_with_a_job_a_value(tmp_path: Path) -> None:
     table = ok("fit-curve", *SPIRALS, "-m", "seed=0,1", "-q")
     assert table.err == ""
     assert table.out.startswith("Sweep")
-    assert table.out.count("segment") == 2
+    assert table.out.count("segment") == 3  # each job's, and their mean
     assert ok("fit-curve", *SPIRALS, "seed=1", "--json").json["barriers"] == jobs[1]["barriers"]
 
 

@@ -649,7 +649,7 @@ def as_object(y: np.ndarray) -> np.ndarray:
 BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "missing x": (
         {"x_train": None},
-        "no x_train in it; wanted x_train, y_train, x_test, y_test, found y_train",
+        "no x_train in it; wanted x_train, y_train, x_test, y_test (without a test split",
     ),
     "missing y_test": ({"y_test": None}, "no y_test in it"),
     "lengths": ({"y_train": np.arange(5)}, "x_train holds 6 examples, y_train 5"),
@@ -678,7 +678,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "mixed labels": ({"y_train": np.array(["a", "b"] * 3)}, "labels of different kinds"),
     "mixed one-hot": ({"y_train": np.eye(2)[[0, 1] * 3]}, "labels of different kinds"),
     "object labels": ({"y_train": as_object(np.arange(6))}, "Object arrays cannot be loaded"),
-    "object inputs": ({"x_train": as_object(np.ones((6, 3)))}, "convert object arrays to numbers"),
+    "object inputs": ({"x_train": as_object(np.ones((6, 3)))}, "y.astype(str)"),
     "text inputs": ({"x_train": np.full((6, 3), "a")}, "x_train is <U1; numbers are read"),
     "complex inputs": ({"x_train": np.ones((6, 3), complex)}, "x_train is complex128; numbers are read"),
     "nan": ({"x_test": np.full((4, 3), np.nan)}, "x_test holds NaN or infinity"),

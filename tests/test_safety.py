@@ -167,7 +167,10 @@ def test_a_signal_stops_a_whole_sweep(tmp_path: Path) -> None:
     process.send(signal.SIGINT)
     answer = process.wait()
     assert answer.code == 130
-    assert len(answer.json["jobs"]) == 1
+    begun, not_begun = answer.json["jobs"]
+    assert begun["error"] == "stopped by Ctrl-C"
+    assert [r["stage"] for r in begun["stages"]] == ["train-endpoints", "train-endpoints", "interpolate"]
+    assert {*not_begun} == {"overrides"}
     assert not list((tmp_path / "outputs").glob("train-endpoints/*-s2-*"))
 
 

@@ -186,12 +186,16 @@ class Context:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "spread":
+        devices = torch.cuda.device_count()
+        job = int(os.environ.get("MODECONN_JOB", "0"))
+        return torch.device("cuda", job % devices) if devices else torch.device("cpu")
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError
     except RuntimeError:
-        raise UserError(f"runtime.device={name} is not a device: use auto, cpu, cuda, cuda:1 or mps.") from None
+        raise UserError(f"runtime.device={name} is not a device: use auto, spread, cpu, cuda, cuda:1 or mps.") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(
             f"runtime.device={name} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices. "
