@@ -12,7 +12,7 @@ from rich.table import Table
 from modeconn_cli import runs
 from modeconn_cli.errors import UserError
 from modeconn_cli.report.gather import REPLICATION, run_settings, varied
-from modeconn_cli.runs import Found
+from modeconn_cli.runs import Found, Removal
 from modeconn_cli.terminal import STATUS_STYLE, barrier_table, out
 
 CONNECTED = {"yes": "joined", "no": "not joined", "undecided": "undecided"}
@@ -57,6 +57,7 @@ def list_runs(root: Path, match: str, as_json: bool) -> None:
                 f"  {digest}", label, row["version"], _bytes(row["bytes"]), status + row["result"], f"[dim]{apart}[/]"
             )
     out.print(table)
+    out.print(f"{len(rows)} runs, {_bytes(sum(row['bytes'] for row in rows))}")
 
 
 def show_run(root: Path, wanted: str, as_json: bool) -> None:
@@ -125,6 +126,21 @@ def compare_runs(root: Path, first: str, second: str, as_json: bool) -> None:
     for key, values in both.items():
         table.add_row(key, *(f"{v:.4f}" for v in values), f"{values[1] - values[0]:+.4f}")
     out.print(table)
+
+
+def show_removals(going: list[Removal], sizes: dict[Found, int], root: Path) -> None:
+    """What `runs gc` would remove, and how much room that makes."""
+    if not going:
+        out.print(f"nothing under {root}/ can go.")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "size", "why"):
+        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    for removal in going:
+        run = removal.run
+        table.add_row(f"{run.stage}/{run.name}/{run.version}", _bytes(sizes[run]), removal.why)
+    out.print(table)
+    out.print(f"{len(going)} runs, {_bytes(sum(sizes.values()))}")
 
 
 def _differing(found: list[Found]) -> dict[str, dict[str, Any]]:

@@ -47,7 +47,7 @@ app = typer.Typer(
     help=ABOUT,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-runs_app = typer.Typer(no_args_is_help=True, help="What has been computed: list, show, compare, path.")
+runs_app = typer.Typer(no_args_is_help=True, help="What has been computed: list, show, compare, path, gc.")
 app.add_typer(runs_app, name="runs")
 
 Overrides = Annotated[
@@ -113,6 +113,8 @@ class Session:
     sweep: bool
     jobs: list[dict[str, Any]] = field(default_factory=list)
     code: int = 0
+    train_examples: int = 0  # of the last job's data set
+    prints: bool = True  # results, or leaves them to its caller
 
     def run(self, jobs: Sequence[Job], scatter: Callable[[Path], str | None] | None = None) -> None:
         """Check every job before the first one starts; then carry them out, in turn or by ``scatter``.
@@ -197,7 +199,7 @@ class Session:
         entry["stages"] = []  # filled as they are done, so that an interruption can say how far it came
         plan.execute(entry["stages"])
         self._read(entry, plan)
-        if not self.as_json and not self.sweep:
+        if self.prints and not self.as_json and not self.sweep:
             show_run(entry, self._means()) if self.command == "run" else show_result(entry)
 
     def _attempt(self, entry: dict[str, Any], job: Job, act: Callable[[dict[str, Any], Plan], None]) -> None:
@@ -207,7 +209,9 @@ class Session:
 
         reporter = TerminalReporter(self.quiet or self.as_json)
         try:
-            act(entry, make_plan(self.command, job.config, reporter))
+            plan = make_plan(self.command, job.config, reporter)
+            self.train_examples = len(plan.context.data_on_host.train)
+            act(entry, plan)
         except (UserError, RunFailed) as error:
             reporter.close()
             self.fail(entry, str(error), 2 if isinstance(error, UserError) else 1)
@@ -219,6 +223,22 @@ class Session:
             self.fail(entry, line, 1)
         finally:
             reporter.close()
+
+    def guarded(self, work: Callable[[], None]) -> None:
+        """Do the work; a refusal of the whole request, or a stop, becomes its line and its exit code."""
+        try:
+            work()
+        except UserError as error:
+            self.jobs = [{}]
+            self.fail(self.jobs[0], str(error), 2)
+        except KeyboardInterrupt as stop:
+            signum = stop.signum if isinstance(stop, Interrupted) else 2
+            how = "Ctrl-C" if signum == 2 else f"signal {signum}"
+            complain(f"stopped by {how}; what was done is saved, and the same command goes on from there.")
+            self.code = 128 + signum
+            unfinished = next((job for job in self.jobs if "endpoints" not in job and "error" not in job), None)
+            if unfinished is not None:
+                unfinished["error"] = f"stopped by {how}"
 
     def fail(self, entry: dict[str, Any], message: str, code: int) -> None:
         entry["error"] = message
@@ -264,22 +284,14 @@ def pipeline(name: str) -> Callable[..., None]:
                 raise UserError(f"{flag} {value}: choose from {', '.join(allowed)}.")
             flags += [flag, value] if value is not None else []
         session = Session(name, dry_run, as_json, quiet, multirun)
-        try:
+
+        def go() -> None:
             launcher = launcher_of(given)
             jobs = compose(given, flags, config_dir)
             elsewhere = multirun and launcher != "basic"
             session.run(jobs, (lambda folder: scatter(name, given, config_dir, folder)) if elsewhere else None)
-        except UserError as error:
-            session.jobs = [{}]
-            session.fail(session.jobs[0], str(error), 2)
-        except KeyboardInterrupt as stop:
-            signum = stop.signum if isinstance(stop, Interrupted) else 2
-            how = "Ctrl-C" if signum == 2 else f"signal {signum}"
-            complain(f"stopped by {how}; what was done is saved, and the same command goes on from there.")
-            session.code = 128 + signum
-            unfinished = next((job for job in session.jobs if "endpoints" not in job and "error" not in job), None)
-            if unfinished is not None:
-                unfinished["error"] = f"stopped by {how}"
+
+        session.guarded(go)
         if cfg or info:
             sys.exit(session.code)
         session.close()
@@ -374,6 +386,140 @@ FORMATS = ("table", "csv", "markdown", "latex")
 
 
 @app.command()
+def connect(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint, .pt or .safetensors.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same architecture.")],
+    model: Annotated[
+        str, typer.Option("--model", help="file.py:Net, package.module:build, or an architecture's name.")
+    ],
+    data: Annotated[str, typer.Option("--data", help="A .npz or .safetensors file of arrays, or a data set's name.")],
+    overrides: Overrides = None,
+    curve: Annotated[
+        bool | None,
+        typer.Option(
+            "--curve/--no-curve",
+            help="Fit a curve, or do not. Neither: where the straight line does not join them.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Are these two networks connected? By the straight line, or else by a curve.
+
+    modeconn connect a.pt b.pt --model nets.py:Net --data data.npz. Weight decay is taken as 0, so the loss is plain
+    cross-entropy; endpoints.weight_decay=... and curve.weight_decay=... say otherwise.
+    """
+    from modeconn_cli.launch import compose, groups, quoted
+    from modeconn_cli.report.tables import connection
+    from modeconn_cli.terminal import show_result
+    from modeconn_cli.training import steps_per_epoch
+
+    named = groups()
+    if model in named["architecture"]:
+        net = [f"architecture={model}"]
+    elif ":" in model:
+        net = ["architecture=custom", f"architecture.target={quoted(model)}"]
+    else:
+        raise UserError(
+            f"--model {model}: give file.py:Net, package.module:build, or one of {', '.join(named['architecture'])}."
+        )
+    if data in named["dataset"] and not Path(data).exists():
+        examples = [f"dataset={data}"]
+    else:
+        examples = ["dataset=arrays", f"dataset.path={quoted(data)}"]
+    ends = f"endpoints.checkpoints=[{quoted(str(first))},{quoted(str(second))}]"
+    given = [ends, *net, *examples, "endpoints.weight_decay=0", "curve.weight_decay=0", *(overrides or [])]
+    line = Session("interpolate", False, as_json, quiet, sweep=False, prints=False)
+    line.guarded(lambda: line.run(compose(given)))
+    last = line
+    joined = line.code == 0 and line.jobs[0]["verdicts"][0]["connected"] == "yes"
+    if line.code == 0 and (curve or (curve is None and not joined)):
+        last = Session("fit-curve", False, as_json, quiet, sweep=False, prints=False)
+
+        def bend() -> None:
+            (job,) = compose(given)
+            # Enough for a first answer; a curve of more epochs is an override away.
+            steps = steps_per_epoch(line.train_examples, job.config.curve.batch_size)
+            last.run(compose([f"curve.epochs={-(-CONNECT_STEPS // steps)}", *given]))
+
+        last.guarded(bend)
+    entry = last.jobs[0]
+    if last.code:
+        if as_json:
+            print_json({"command": "connect", "exit_code": last.code, **entry})
+        sys.exit(last.code)
+    answer, sentence = connection(entry["verdicts"], first.name, second.name)
+    if as_json:
+        verdict = {"answer": answer, "sentence": sentence}
+        print_json({"command": "connect", "exit_code": 0, "verdict": verdict, **entry})
+    else:
+        show_result(entry)
+        print(f"\n{sentence}")
+    sys.exit(0)
+
+
+CONNECT_STEPS = 2000  # gradient steps of a curve that `connect` fits
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[TABLE]", help="As garipov2018-curves; see --list.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    listed: Annotated[bool, typer.Option("--list", help="Show the tables, what of them can be run, and stop.")] = False,
+    scale: Annotated[
+        str,
+        typer.Option(help="full: the paper's data and recipe; small: an hour on two cores; smoke: two minutes."),
+    ] = "full",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a published table again, and print ours beside the published figures.
+
+    A scaled run is no reproduction, and its heading says what differs. What is not run, or cannot be yet, stays empty.
+    """
+    from modeconn_cli import reproduce as r
+    from modeconn_cli.terminal import show_reproduction, show_tables
+
+    known = r.tables()
+    if listed or name is None:
+        if as_json:
+            rows = [
+                {"name": t.name, "title": t.content["title"], "scales": t.scales, "landed": t.landed}
+                for t in known.values()
+            ]
+            print_json({"tables": rows})
+        else:
+            show_tables(list(known.values()))
+        return
+    if name not in known:
+        from modeconn_cli.launch import nearest
+
+        raise UserError(f"no table {name!r}{nearest(name, list(known))}; there are {', '.join(known)}.")
+    table = known[name]
+    parts = r.parts(table, scale, overrides or [])
+    apart = r.differences(table, scale, overrides or [])
+    session = Session("run", dry_run, as_json, quiet, sweep=True)
+    session.guarded(lambda: session.run([part.job for part in parts]))
+    found: list[dict[str, Any]] = []
+    if not dry_run:
+        for part, entry in zip(parts, session.jobs, strict=True):
+            r.note_directories(part, entry.get("stages", []))
+        found = r.cells(table, scale, parts, faithful=not apart)
+    if as_json:
+        head = {"command": "reproduce", "table": name, "scale": scale, "exit_code": session.code}
+        print_json(
+            {**head, "differs": apart, "notes": table.content.get("notes", []), "cells": found, "jobs": session.jobs}
+        )
+    else:
+        show_reproduction(table.content, scale, apart, found)
+    sys.exit(session.code)
+
+
+@app.command()
 def doctor(
     as_json: AsJson = False, data_dir: Annotated[str | None, typer.Option(help="Also look for data sets here.")] = None
 ) -> None:
@@ -425,6 +571,34 @@ def runs_path(
     from modeconn_cli import runs
 
     print(runs.find(output_dir, run).folder.resolve())
+
+
+@runs_app.command("gc")
+def runs_gc(
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", help="Keep only runs with this in STAGE/NAME, and what they are built on; repeatable."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    output_dir: OutputDir = Path("outputs"),
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no kept run needs, after showing it. Without --keep: replaced versions and damaged runs."""
+    from modeconn_cli import browse, runs
+
+    going = runs.removable(output_dir, keep or [])
+    sizes = {removal.run: removal.run.size() for removal in going}
+    if not as_json:
+        browse.show_removals(going, sizes, output_dir)
+    ask = not yes and going and not as_json and sys.stdin.isatty()
+    sure = yes or (ask and typer.confirm("Remove them?"))
+    for removal in going if sure else []:
+        runs.remove(removal.run)
+    if as_json:
+        rows = [{"directory": str(r.run.folder), "why": r.why, "bytes": sizes[r.run]} for r in going]
+        print_json({"command": "runs gc", "removed": bool(sure), "bytes": sum(sizes.values()), "runs": rows})
+    elif going:
+        print("removed." if sure else "nothing was removed; --yes removes them.")
 
 
 @app.command()

@@ -253,8 +253,21 @@ def groups(config_dir: str | None = None) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for root in [conf_dir(), *([Path(config_dir)] if config_dir else [])]:
         for file in sorted(root.glob("*/*.yaml")):
-            found.setdefault(file.parent.name, []).append(file.stem)
+            if file.parent.name != "paper":  # those describe published tables
+                found.setdefault(file.parent.name, []).append(file.stem)
     return found
+
+
+def quoted(value: str) -> str:
+    """A value as an override can hold it, whatever characters it has."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def nearest(wrong: str, right: Sequence[str]) -> str:
+    """The part of a sentence that offers the nearest right word; empty where nothing is near."""
+    near = difflib.get_close_matches(wrong, right, n=1, cutoff=0.4)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def node_of(group: str, choice: str, config_dir: str | None = None) -> type | None:

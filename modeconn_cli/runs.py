@@ -310,6 +310,77 @@ def find(root: Path, wanted: str) -> Found:
     return max(done or fitting, key=lambda r: int(r.version[1:]))
 
 
+@dataclass(frozen=True)
+class Removal:
+    """A run directory that nothing kept needs, and why it is not kept itself."""
+
+    run: Found
+    why: str
+
+
+def removable(root: Path, keep: Sequence[str] = ()) -> list[Removal]:
+    """What can go: without ``keep``, versions that a newer finished one replaced, and damaged ones.
+
+    With ``keep``, everything but runs whose STAGE/NAME holds one of these texts. What a kept run is built on stays,
+    and so does what another process is computing.
+
+    Raises:
+        UserError: a text of ``keep`` is in no run's name.
+    """
+    every = find_all(root)
+    newest: dict[Path, int] = {}
+    for run in every:
+        if run.status == "done":
+            newest[run.folder.parent] = max(newest.get(run.folder.parent, 0), int(run.version[1:]))
+    for text in keep:
+        if not any(text in f"{r.stage}/{r.name}" for r in every):
+            raise UserError(f"--keep {text}: no run has this in its name; `modeconn runs list` shows what is there.")
+
+    def reason(run: Found) -> str | None:
+        if keep and not any(text in f"{run.stage}/{run.name}" for text in keep):
+            return "not among those to keep"
+        if run.status not in ("done", "unfinished"):
+            return run.status
+        last = newest.get(run.folder.parent, 0)
+        return f"v{last} is newer" if int(run.version[1:]) < last else None
+
+    reasons = {run: reason(run) for run in every}
+    by_place = {run.folder.parts[-3:]: run for run in every}
+    needed: set[Found] = set()
+    waiting = [run for run, why in reasons.items() if why is None]
+    while waiting:
+        run = waiting.pop()
+        if run not in needed:
+            needed.add(run)
+            above = [by_place.get(Path(u).parts[-3:]) for u in run.read("provenance.json").get("upstream", [])]
+            waiting += [r for r in above if r is not None]
+    return [Removal(r, why) for r, why in reasons.items() if why is not None and r not in needed and not _busy(r)]
+
+
+def remove(run: Found) -> None:
+    """Delete a run directory; it is whole or gone, wherever this is stopped."""
+    gone = run.folder.with_name(f".{run.folder.name}.removed")
+    with writable(run.folder):
+        run.folder.rename(gone)
+        for leftover in run.folder.parent.glob(".v*.removed"):
+            shutil.rmtree(leftover)
+        if {p.name for p in run.folder.parent.iterdir()} <= {".lock"}:
+            shutil.rmtree(run.folder.parent)
+
+
+def _busy(run: Found) -> bool:
+    """Whether a process holds the lock on this result."""
+    path = run.folder.parent / ".lock"
+    if not path.exists():
+        return False
+    with open(path) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def command_line() -> str:
     """This process's command as a person would type it again; workers of a sweep inherit their parent's."""
     return os.environ.get("MODECONN_COMMAND") or shlex.join(["modeconn", *sys.argv[1:]])

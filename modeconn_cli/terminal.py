@@ -260,6 +260,58 @@ def show_gathered(rows: Sequence[dict[str, Any]], interval: str, confidence: flo
         out.print("[yellow]some runs share an endpoint, so they are not independent and intervals are too narrow[/]")
 
 
+def show_tables(tables: Sequence[Any]) -> None:
+    """The published tables that `modeconn reproduce` knows."""
+    table = Table(title="Published tables", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for name in ("table", "what", "scales", "runs now", "needs first"):
+        table.add_column(name, overflow="fold")
+    for t in tables:
+        table.add_row(t.name, t.content["title"], ", ".join(t.scales), ", ".join(t.landed), ", ".join(t.missing))
+    out.print(table)
+
+
+def show_reproduction(
+    content: dict[str, Any], scale: str, differs: dict[str, list[str]], cells: Sequence[dict[str, Any]]
+) -> None:
+    """Ours beside the published figures, under a heading that says how far this is a reproduction."""
+    out.print(f"[bold]{content['title']}[/]")
+    if differs:
+        out.print(f"[yellow]scale {scale}: not a reproduction. What differs from the paper's own recipe:[/]")
+        for row, changes in differs.items():
+            out.print(f"  {row}: {', '.join(changes)}", soft_wrap=True)
+    else:
+        out.print(f"scale {scale}: the paper's own data and recipe")
+    for note in content.get("notes", []):
+        out.print(f"[dim]note: {note}[/]")
+    if not cells:
+        return
+    out.print()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("published row", "method", "metric", "", "ours", "n", "published", "difference", "source"):
+        table.add_column(name, justify="right" if name in ("ours", "n", "published", "difference") else "left")
+    shown = ""
+    for c in cells:
+        row = f"{c['dataset']} {c['architecture']}"
+        std = f" ± {c['std']:.2g}" if c["std"] is not None else ""
+        ours = f"[dim]needs {c['needs']}[/]" if c["needs"] else "" if c["ours"] is None else f"{c['ours']:.4g}{std}"
+        spread = f" ± {c['spread']:g}" if c["spread"] is not None else ""
+        difference = "" if c["difference"] is None else f"{c['difference']:+.3g}"
+        source = c["source"] + ("" if c["verified"] else " [yellow](unverified)[/]")
+        table.add_row(
+            row if row != shown else "",
+            c["method"],
+            c["metric"],
+            c["statistic"],
+            ours,
+            str(c["n"] or ""),
+            f"{c['published']:g}{spread}",
+            difference,
+            source,
+        )
+        shown = row
+    out.print(table)
+
+
 def _paths_table(title: str, first: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for name in (first, "path", "train-loss barrier", "test-error barrier", "connected"):

@@ -50,7 +50,7 @@ COMMANDS = [
     "doctor",
     "completion",
 ]
-RUNS = ["list", "show", "compare", "path"]
+RUNS = ["list", "show", "compare", "path", "gc"]
 METRICS = [f"{split}_{metric}" for split in ("train", "test") for metric in ("loss", "nll", "error")]
 CONVENTIONS = ["above_line", "above_mean", "above_max", "midpoint"]
 

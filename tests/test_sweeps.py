@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import signal
@@ -263,6 +264,54 @@ def test_bootstrap_intervals_narrow_with_n_and_hold_the_mean() -> None:
     normal = stats.norm.ppf(0.975) * many.std / math.sqrt(many.n)
     assert (many.high - many.low) / 2 == pytest.approx(normal, rel=0.1)
     assert math.isnan(aggregate([1.0], "t", 0.95).std)
+
+
+# -------------------------------------------------------------------------------------------------- runs gc
+
+
+def test_gc_removes_what_nothing_kept_needs_after_showing_it(tmp_path: Path) -> None:
+    ok("fit-curve", *SPIRALS, "-q")
+    ok("fit-curve", *SPIRALS, "--force", "-q")
+    before = tree(tmp_path)
+    shown = ok("runs", "gc").out
+    assert "v2 is newer" in shown
+    assert "nothing was removed" in shown
+    assert tree(tmp_path) == before
+    going = ok("runs", "gc", "--yes", "--json").json
+    # The second curve was computed on the same endpoints and segment; everything of the first but those goes.
+    assert sorted(r["directory"].split("/")[1] for r in going["runs"]) == ["evaluate", "fit-curve", "plot"]
+    assert all(r["directory"].endswith("/v1") for r in going["runs"])
+    assert not any(Path(r["directory"]).exists() for r in going["runs"])
+    assert {s for _, s in statuses(ok("fit-curve", *SPIRALS, "--json"))} == {"cached"}
+    assert "can go" in ok("runs", "gc").out
+
+
+def test_gc_keeps_what_kept_runs_are_built_on(tmp_path: Path) -> None:
+    ok("fit-curve", *SPIRALS, "-q")
+    ok("fit-curve", *SPIRALS, "seed=1", "-q")
+    ok("runs", "gc", "--keep", "evaluate/two_spirals-mlp-s2-3", "--yes")
+    left = [f"{r['stage']} {r['name'].rsplit('-', 1)[0]}" for r in ok("runs", "list", "--json").json["runs"]]
+    assert sorted(left) == [
+        "evaluate two_spirals-mlp-s2-3-bezier1",
+        "fit-curve two_spirals-mlp-s2-3-bezier1",
+        "train-endpoints two_spirals-mlp-s2",
+        "train-endpoints two_spirals-mlp-s3",
+    ]
+    assert "no run has this" in refused("runs", "gc", "--keep", "nothing")
+
+
+def test_gc_removes_damaged_runs_but_none_that_is_begun_or_busy(tmp_path: Path) -> None:
+    rows = ok("train-endpoints", *SPIRALS, "--json").json["stages"]
+    first, second = (Path(r["directory"]) for r in rows)
+    (first / "checkpoint.safetensors").unlink()
+    (second / "DONE").unlink()
+    with open(first.parent / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert ok("runs", "gc", "--json").json["runs"] == []
+    (row,) = ok("runs", "gc", "--yes", "--json").json["runs"]
+    assert row["directory"] == str(first)
+    assert not first.parent.exists()
+    assert second.exists()
 
 
 def test_nothing_is_left_of_a_run_but_runs(tmp_path: Path) -> None:

@@ -54,6 +54,32 @@ def verdict_sentence(path: PathResult) -> str:
     )
 
 
+def connection(verdicts: list[dict[str, Any]], first: str, second: str) -> tuple[str, str]:
+    """The answer to "are they connected?" in a word, and in a sentence with its figures and convention.
+
+    Of the verdicts on the paths that were measured, the simplest path that joins decides.
+    """
+    first_yes = next((v for v in verdicts if v["connected"] == "yes"), None)
+    told = first_yes or next((v for v in verdicts if v["connected"] == "undecided"), verdicts[-1])
+    kind = told["path"].split(",")[0]
+    figures = (
+        f"test-error barrier {told['value']:.2f} points [{told['low']:.2f}, {told['high']:.2f}] along the {kind}, "
+        f"{told['convention']}, {100 * told['confidence']:g}% interval, threshold {told['below']:g}"
+    )
+    both = f"{first} and {second}"
+    line = {"yes": "are linearly connected", "no": "are not linearly connected"}.get(verdicts[0]["connected"])
+    if told["connected"] == "no":
+        return "not connected", f"Verdict: no path that was tried connects {both} ({figures})."
+    if told is verdicts[0]:
+        if line is None:
+            return "undecided", f"Verdict: whether {both} are linearly connected is undecided ({figures})."
+        return "linearly connected", f"Verdict: {both} {line} ({figures})."
+    before = f"{both} {line}" if line else f"whether {both} are linearly connected is undecided"
+    if told["connected"] == "yes":
+        return "connected by a curve", f"Verdict: {before}, but the {kind} joins them ({figures})."
+    return "undecided", f"Verdict: {before}, and whether the {kind} joins them is undecided ({figures})."
+
+
 def heading(paths: list[PathResult]) -> str:
     """What a figure of these paths shows, in a line."""
     task = paths[0].summary["task"]

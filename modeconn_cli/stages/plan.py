@@ -95,6 +95,7 @@ class Plan:
                     "path": p.title,
                     "endpoints": p.summary["task"]["endpoints"],
                     **p.summary["verdict"],
+                    "confidence": p.summary["intervals"]["confidence"],
                     "sentence": verdict_sentence(p),
                 }
                 for p in measured
