@@ -46,6 +46,8 @@ COMMANDS = [
     "evaluate",
     "plot",
     "gather",
+    "connect",
+    "reproduce",
     "runs",
     "doctor",
     "completion",

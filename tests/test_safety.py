@@ -174,6 +174,26 @@ def test_a_signal_stops_a_whole_sweep(tmp_path: Path) -> None:
     assert not list((tmp_path / "outputs").glob("train-endpoints/*-s2-*"))
 
 
+def test_a_killed_experiment_goes_on_and_loses_no_finished_stage(tmp_path: Path) -> None:
+    words = ["run", *LONG[1:], "pipeline.replicates=[0,1]", "endpoints.epochs=10", "curve.epochs=30"]
+    whole = processes().run([*words, "runtime.output_dir=whole"], tmp_path)
+    assert whole.code == 0
+    process = processes().start(words, tmp_path)
+    wait_for(process, tmp_path / "outputs", "train-endpoints/*-s2-*/v1/state.pt")
+    process.send(signal.SIGKILL)
+    process.wait()
+    finished = {p.parent for p in (tmp_path / "outputs").glob("*/*/v1/DONE")}
+    assert len(finished) >= 5
+    times = {p: p.stat().st_mtime_ns for f in finished for p in f.iterdir()}
+    answer = processes().run(words, tmp_path)
+    assert answer.code == 0
+    status = {tmp_path / row["directory"]: row["status"] for row in answer.json["stages"]}
+    assert {status[f] for f in finished} == {"cached"}
+    assert "run" in status.values()
+    assert times == {p: p.stat().st_mtime_ns for p in times}
+    assert results(tmp_path / "outputs") == results(tmp_path / "whole")
+
+
 # ------------------------------------------------------------------------------------------ states that are damaged
 
 
