@@ -180,8 +180,8 @@ def claim(identity: Identity, root: Path, force: bool, on_wait: Callable[[Path],
 
 
 @contextmanager
-def writable(place: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write into one line for the user."""
+def writable(place: Path, setting: str = "runtime.output_dir=DIR") -> Iterator[None]:
+    """Turn the operating system's refusal to write into one line for the user, who may change ``setting``."""
     try:
         yield
     except OSError as error:
@@ -189,7 +189,7 @@ def writable(place: Path) -> Iterator[None]:
             raise
         where = error.filename or place
         raise UserError(
-            f"cannot write {where}: {error.strerror}. Give a writable place with enough room: runtime.output_dir=DIR."
+            f"cannot write {where}: {error.strerror}. Give a writable place with enough room: {setting}."
         ) from None
 
 
@@ -379,6 +379,22 @@ def _busy(run: Found) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def upstream_of(run: Found) -> list[Found]:
+    """The runs that a run was made from, looked for beside it first: an output directory may have been moved."""
+    found = []
+    for folder in map(Path, run.read("provenance.json").get("upstream", [])):
+        beside = run.folder.parents[2].joinpath(*folder.parts[-3:])
+        found.append(Found(beside if beside.is_dir() else folder))
+    return found
+
+
+def endpoints_of(run: Found) -> tuple[str, ...]:
+    """The digests of the endpoints that a run's results stand on, in order."""
+    if run.stage == "train-endpoints":
+        return (run.digest,)
+    return tuple(dict.fromkeys(d for u in upstream_of(run) for d in endpoints_of(u)))
 
 
 def command_line() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pandas as pd
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.report.plots import PathResult
+from modeconn_cli.runs import Found
 
 BARRIER_METRICS = ("train_loss", "test_error")
 
@@ -18,6 +21,16 @@ def read_path(folder: Path) -> PathResult:
     """A measured path from its run directory."""
     summary = json.loads((folder / "summary.json").read_text())
     return PathResult(summary["path"], pd.read_csv(folder / "path.csv"), summary)
+
+
+def read_paths(folders: Sequence[Path]) -> list[PathResult]:
+    """Measured paths that are shown together, each with a title of its own."""
+    paths = [read_path(folder) for folder in folders]
+    titles = [p.title for p in paths]
+    if len(set(titles)) < len(titles):  # the same kind of path fitted twice: only the digest tells them apart
+        named = zip(paths, folders, strict=True)
+        paths = [replace(p, title=f"{p.title} ({Found(folder).digest[:6]})") for p, folder in named]
+    return paths
 
 
 def barrier_rows(paths: list[PathResult]) -> list[dict[str, Any]]:

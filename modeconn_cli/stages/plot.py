@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modeconn_cli import runs
 from modeconn_cli.errors import UserError
 from modeconn_cli.report.plots import save
-from modeconn_cli.report.tables import heading, read_path
+from modeconn_cli.report.tables import heading, read_paths
 from modeconn_cli.runs import Found, Identity, Run
 from modeconn_cli.stages import Stage
 from modeconn_cli.stages.context import Context
@@ -49,22 +48,19 @@ def draw_into(run: Run, folders: Sequence[Path]) -> None:
 
 def write_figure(folders: Sequence[Path], file: Path, kind: str) -> None:
     """Draw measured paths from their run directories into a file."""
-    paths = [read_path(folder) for folder in folders]
-    titles = [p.title for p in paths]
-    if len(set(titles)) < len(titles):  # the same kind of path fitted twice: only the digest tells them apart
-        named = zip(paths, folders, strict=True)
-        paths = [replace(p, title=f"{p.title} ({Found(folder).digest[:6]})") for p, folder in named]
+    paths = read_paths(folders)
     save(paths, heading(paths), file, kind)
 
 
-def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Path]:
-    """Draw the measured paths that a person means; the files drawn.
+def choose_measured(root: Path, wanted: Sequence[str], everything: bool = False) -> list[Found]:
+    """The measured paths that a person means, each in its newest version.
+
+    One run: every path between its endpoints. Several: just those. None: those between the endpoints of the newest,
+    or ``everything``.
 
     Raises:
-        UserError: no such run, nothing measured between its endpoints, or an unknown kind of file.
+        UserError: no such run, or nothing measured between its endpoints.
     """
-    if output is not None and output.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--output {output}: end it in .png, .svg or .pdf.")
     measured = [r for r in runs.find_all(root) if r.stage in MEASURED and r.status == "done"]
     if not measured:
         raise UserError(
@@ -77,18 +73,33 @@ def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Pa
             raise UserError(
                 f"{unmeasured[0]} is not a measured path; several runs must each be of {' or '.join(MEASURED)}."
             )
+        return list({r.folder.resolve(): r for r in chosen}.values())
+    if everything and not wanted:
+        fitting = measured
     else:
         origin = runs.find(root, wanted[0]) if wanted else measured[-1]
-        ends = endpoints_of(origin)
-        newest = {r.name: r for r in measured if endpoints_of(r) == ends}  # the last version of each
-        chosen = sorted(newest.values(), key=lambda r: (r.stage != "interpolate", r.name))
-        if not chosen or not ends:
+        ends = runs.endpoints_of(origin)
+        fitting = [r for r in measured if ends and runs.endpoints_of(r) == ends]
+        if not fitting:
             raise UserError(
                 f"{origin.folder}: no path between its endpoints has been measured; `modeconn fit-curve` does it."
             )
+    newest = {(r.stage, r.name): r for r in sorted(fitting, key=lambda r: int(r.version[1:]))}
+    return sorted(newest.values(), key=lambda r: (r.stage != "interpolate", r.name))
+
+
+def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Path]:
+    """Draw the measured paths that a person means; the files drawn.
+
+    Raises:
+        UserError: as choose_measured, or an unknown kind of file.
+    """
+    if output is not None and output.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--output {output}: end it in .png, .svg or .pdf.")
+    chosen = choose_measured(root, wanted)
     folders = [r.folder for r in chosen]
     if output is not None:
-        with runs.writable(output):
+        with runs.writable(output, "--output FILE"):
             output.parent.mkdir(parents=True, exist_ok=True)
             write_figure(folders, output, output.suffix[1:])
         return [output]
@@ -101,12 +112,3 @@ def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Pa
                 run.write_json("provenance.json", runs.provenance([Run(f, "cached", "") for f in folders], {}))
                 run.finish()
     return [run.folder / "plot.png", run.folder / "plot.svg"]
-
-
-def endpoints_of(run: Found) -> tuple[str, ...]:
-    """The digests of the endpoints that a run's results stand on, in order."""
-    if run.stage == "train-endpoints":
-        return (run.digest,)
-    upstream = [Found(Path(folder)) for folder in run.read("provenance.json").get("upstream", [])]
-    found = [d for u in upstream for d in endpoints_of(u)]
-    return tuple(dict.fromkeys(found))
