@@ -336,6 +336,37 @@ def plot(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Run directories, or beginnings of their digests or names. One run: every measured path between its "
+            "endpoints. Several: just those. None: everything that has been measured.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write this .html instead of report.html in --output-dir.")
+    ] = None,
+    output_dir: OutputDir = Path("outputs"),
+    as_json: AsJson = False,
+) -> None:
+    """Write one HTML page about measured paths: verdicts, charts to point at, barriers, training, provenance.
+
+    The page is one file that loads nothing: it can be mailed, printed and opened offline.
+    """
+    from modeconn_cli.report.page import write_page
+    from modeconn_cli.stages.plot import choose_measured
+
+    file = output or output_dir / "report.html"
+    if file.suffix != ".html":
+        raise UserError(f"--output {file}: end it in .html.")
+    write_page([r.folder for r in choose_measured(output_dir, runs or [], everything=True)], file)
+    print_json({"command": "report", "file": str(file)}) if as_json else print(file)
+
+
+@app.command()
 def gather(
     places: Annotated[
         list[str] | None,
@@ -630,7 +661,7 @@ def complete_line(line: str) -> None:
         from modeconn_cli.launch import complete
 
         candidates = complete(rest, incomplete)
-    elif command.name in ("plot", "show", "compare", "path"):
+    elif command.name in ("plot", "report", "show", "compare", "path"):
         from modeconn_cli.runs import find_all
 
         candidates = [f"{name} " for name in sorted({f"{r.stage}/{r.name}" for r in find_all(Path("outputs"))})]

@@ -45,6 +45,7 @@ COMMANDS = [
     "run",
     "evaluate",
     "plot",
+    "report",
     "gather",
     "connect",
     "reproduce",
