@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import Any, Union, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from modeconn_cli.errors import UserError
 
@@ -524,7 +524,7 @@ def describe(node: type, key: str) -> str | None:
     """The documentation of one field of a config class, or None where it has no such field."""
     for f in dataclasses.fields(node):
         if f.name == key:
-            allowed = allowed_values(node, key)
+            allowed = allowed_values(node, key) or allowed_items(node, key)
             return f.metadata.get("doc", "") + (f" [{', '.join(allowed)}]" if allowed else "")
     return None
 
@@ -539,6 +539,13 @@ def allowed_values(node: type, key: str) -> list[str]:
         if k is bool:
             return ["true", "false"]
     return []
+
+
+def allowed_items(node: type, key: str) -> list[str]:
+    """What a list of enumerated values may hold; empty for any other field."""
+    kind = get_type_hints(node).get(key)
+    item = get_args(kind)[0] if get_origin(kind) is list else None
+    return [m.name for m in item] if isinstance(item, type) and issubclass(item, Enum) else []
 
 
 def plain(node: Any) -> Any:
