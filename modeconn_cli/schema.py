@@ -366,6 +366,12 @@ class ChannelsLast(Name):
     off = "off"
 
 
+class TrackerName(Name):
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+    mlflow = "mlflow"
+
+
 @dataclass
 class Runtime:
     device: str = option(
@@ -382,6 +388,7 @@ class Runtime:
     deterministic: bool = option(True, "Ask PyTorch for deterministic kernels (on CUDA some are slower).")
     save_every: float = option(20.0, "Seconds between saved states; a killed run loses at most this much.", gt=0)
     output_dir: str = option("outputs", "Where run directories go.")
+    trackers: list[TrackerName] = option([], "Experiment trackers that are sent the same as the CSV files hold.")
     force: bool = option(False, "Compute the command's own stages again, into their next version (--force).")
     dry_run: bool = option(False, "Show the plan and stop (--dry-run).")
 

@@ -319,7 +319,7 @@ FINGERPRINTS = {
     "curve/_curve": "5826bdd1379aae5a",
     "interpolation/_interpolation": "21e60852c70d7d56",
     "pipeline/_pipeline": "07406eeaceb06ad5",
-    "runtime/_runtime": "44c458d3e4d54946",
+    "runtime/_runtime": "3566fa39d90ca715",
 }
 
 
