@@ -369,11 +369,14 @@ def _type_culprit(error: Exception, overrides: Sequence[str], config_dir: str | 
             or not (override in said or f"full_key: {key}" in said or f"full_key: {name}\n" in said)
         ):
             continue
-        allowed = schema.allowed_values(node, name)
-        if not allowed:
+        items = schema.allowed_items(node, name)
+        allowed = items or schema.allowed_values(node, name)
+        wrong = [v for v in value.strip("[]").split(",") if v.strip() not in items] if items else [value]
+        if not allowed or not wrong:
             return f"{key}={value}: not {schema.kind_of(node, name)}. It is: {doc}"
-        near = _suggest(value, allowed, f"did you mean {key}={{}}?", otherwise="choose one of these.")
-        return f"{key}={value}: not one of {', '.join(allowed)}{near}"
+        meant = f"{key}=[{{}}]" if items else f"{key}={{}}"
+        near = _suggest(wrong[0], allowed, f"did you mean {meant}?", otherwise="choose one of these.")
+        return f"{key}={value}: {f'{wrong[0]} is ' if items else ''}not one of {', '.join(allowed)}{near}"
     return None
 
 
@@ -413,7 +416,9 @@ def complete(words: Sequence[str], incomplete: str) -> list[str]:
     if key in groups():
         values = groups()[key]
     elif name and group in schema.NODES:
-        values = schema.allowed_values(chosen_nodes(words)[group], name)
+        node = chosen_nodes(words)[group]
+        bracket = "" if "," in value else "["
+        values = schema.allowed_values(node, name) or [bracket + v for v in schema.allowed_items(node, name)]
     else:
         values = []
     head, comma, tail = value.rpartition(",")

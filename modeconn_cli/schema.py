@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import Any, Union, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from modeconn_cli.errors import UserError
 
@@ -366,6 +366,12 @@ class ChannelsLast(Name):
     off = "off"
 
 
+class TrackerName(Name):
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+    mlflow = "mlflow"
+
+
 @dataclass
 class Runtime:
     device: str = option(
@@ -382,6 +388,7 @@ class Runtime:
     deterministic: bool = option(True, "Ask PyTorch for deterministic kernels (on CUDA some are slower).")
     save_every: float = option(20.0, "Seconds between saved states; a killed run loses at most this much.", gt=0)
     output_dir: str = option("outputs", "Where run directories go.")
+    trackers: list[TrackerName] = option([], "Experiment trackers that are sent the same as the CSV files hold.")
     force: bool = option(False, "Compute the command's own stages again, into their next version (--force).")
     dry_run: bool = option(False, "Show the plan and stop (--dry-run).")
 
@@ -524,7 +531,7 @@ def describe(node: type, key: str) -> str | None:
     """The documentation of one field of a config class, or None where it has no such field."""
     for f in dataclasses.fields(node):
         if f.name == key:
-            allowed = allowed_values(node, key)
+            allowed = allowed_values(node, key) or allowed_items(node, key)
             return f.metadata.get("doc", "") + (f" [{', '.join(allowed)}]" if allowed else "")
     return None
 
@@ -539,6 +546,13 @@ def allowed_values(node: type, key: str) -> list[str]:
         if k is bool:
             return ["true", "false"]
     return []
+
+
+def allowed_items(node: type, key: str) -> list[str]:
+    """What a list of enumerated values may hold; empty for any other field."""
+    kind = get_type_hints(node).get(key)
+    item = get_args(kind)[0] if get_origin(kind) is list else None
+    return [m.name for m in item] if isinstance(item, type) and issubclass(item, Enum) else []
 
 
 def plain(node: Any) -> Any:

@@ -72,7 +72,7 @@ class TerminalReporter:
 
     def say(self, line: str) -> None:
         if not self.quiet:
-            err.print(f"        {line}")
+            err.print(f"        {line}", markup=False)
 
     def close(self) -> None:
         """Take the bar down, whatever happened."""

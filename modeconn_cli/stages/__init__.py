@@ -79,7 +79,7 @@ def execute(stage: Stage, force: bool) -> Run:
         context.reporter.begin(f"{stage.name} {stage.label}", run)
         started = time.time()
         if run.status != "cached":
-            with runs.writable(run.folder):
+            with runs.writable(run.folder), context.trackers.following(run, plain(context.config)):
                 _compute(stage, run, started)
         context.reporter.end(f"{stage.name} {stage.label}", run, time.time() - started)
     stage.done = run

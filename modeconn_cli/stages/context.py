@@ -23,6 +23,7 @@ from modeconn_cli.data import Data
 from modeconn_cli.errors import Interrupted, UserError
 from modeconn_cli.evaluation import Evaluator
 from modeconn_cli.schema import ChannelsLast, Config, Family, Interpolation, Precision, fields_off_default
+from modeconn_cli.tracking import Trackers
 from modeconn_cli.weights import FlatModule
 
 SMALL = 200_000  # parameters
@@ -91,10 +92,17 @@ class Signals:
 class Context:
     """One request: its configuration, and what its stages make from it, made once."""
 
-    def __init__(self, config: Config, reporter: Reporter, signals: Signals | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        reporter: Reporter,
+        signals: Signals | None = None,
+        trackers: Trackers | None = None,
+    ) -> None:
         self.config, self.reporter = config, reporter
         self.root = Path(config.runtime.output_dir)
         self.signals = signals or Signals()
+        self.trackers = trackers or Trackers(config.runtime.trackers, self.root, reporter.say)
         self.label = f"{safe(config.dataset.name)}-{safe(config.architecture.name)}"
 
     @cached_property

@@ -45,6 +45,7 @@ class Endpoint(Stage):
         metrics = {}
         for split, s in scores.items():
             metrics[f"{split}_nll"], metrics[f"{split}_error"] = s.means
+        self.context.trackers.summary({"measured": metrics})
         write_state(run, CHECKPOINT, net.state())
         run.write_json(
             "summary.json",

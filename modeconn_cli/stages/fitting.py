@@ -25,11 +25,13 @@ def fit(trainer: Trainer, run: Run, context: Context, keep: Callable[[Trainer], 
     else:
         keep(trainer)
         saver.save(trainer.state())
+    context.trackers.rows(trainer.rows)
     shown = 0.0
 
     def watch(t: Trainer) -> None:
         nonlocal shown
         keep(t)
+        context.trackers.rows(t.rows)
         if saver.due:
             saver.save(t.state())
         now = time.monotonic()

@@ -105,7 +105,10 @@ class MeasuredPath(Stage):
         on_grid = np.isin(every_t, grid)
         rows, columns = self._table(every_t, on_grid, squared, measured)
         run.write_rows("path.csv", rows)
-        run.write_json("summary.json", self._summary(every_t, on_grid, columns, measured, evaluator))
+        summary = self._summary(every_t, on_grid, columns, measured, evaluator)
+        run.write_json("summary.json", summary)
+        context.trackers.rows(rows)
+        context.trackers.summary({"verdict": summary["verdict"]["connected"], **summary["barriers"]})
 
     def _check_end(self, t: float, scores: dict[str, Scores], evaluator: Evaluator) -> None:
         endpoint = self.end if t else self.start

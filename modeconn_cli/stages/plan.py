@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -55,7 +56,7 @@ class Plan:
             RunFailed, UserError: a stage failed; not where the plan keeps going, which says so in the stage's row.
         """
         lost: dict[str, str] = {}
-        with self.context.signals.caught():
+        with self.context.signals.caught(), closing(self.context.trackers):
             for stage in self.stages:
                 missing = next((lost[u.identity.digest] for u in stage.upstream if u.identity.digest in lost), None)
                 if missing is not None:
@@ -155,7 +156,9 @@ def _pipeline(context: Context) -> Plan:
 
     for seed in [config.seed] if options.replicates is None else options.replicates:
         here = (
-            context if seed == config.seed else Context(replace(config, seed=seed), context.reporter, context.signals)
+            context
+            if seed == config.seed
+            else Context(replace(config, seed=seed), context.reporter, context.signals, context.trackers)
         )
         endpoints = [once(endpoint) for endpoint in _endpoints(here)]
         for pair in _pairs(endpoints, here):

@@ -37,6 +37,7 @@ class Plot(Stage):
 
     def compute(self, run: Run) -> None:
         draw_into(run, [p.result.folder for p in self.paths])
+        self.context.trackers.figure("paths", run.folder / "plot.png")
 
 
 def draw_into(run: Run, folders: Sequence[Path]) -> None:
