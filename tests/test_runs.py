@@ -141,6 +141,7 @@ def test_seeds_change_what_they_are_seeds_of() -> None:
         ("runtime", {"output_dir": "elsewhere"}),
         ("runtime", {"force": True}),
         ("runtime", {"dry_run": True}),
+        ("runtime", {"trackers": [schema.TrackerName.tensorboard]}),
         ("dataset", {"name": "other"}),
         ("dataset", {"data_dir": "/data"}),
         ("dataset", {"download": True}),
@@ -158,7 +159,17 @@ def test_how_and_where_it_runs_changes_no_digest(group: str, change: dict[str, A
 
 
 def test_every_runtime_field_is_tried_above() -> None:
-    tried = {"device", "threads", "channels_last", "deterministic", "save_every", "output_dir", "force", "dry_run"}
+    tried = {
+        "device",
+        "threads",
+        "channels_last",
+        "deterministic",
+        "save_every",
+        "output_dir",
+        "force",
+        "dry_run",
+        "trackers",
+    }
     assert {f.name for f in dataclasses.fields(schema.Runtime)} == tried
 
 

@@ -1,0 +1,372 @@
+"""Permutation groups against the networks themselves, and matching against brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from modeconn_cli import models
+from modeconn_cli.symmetry.axes import (
+    Axis,
+    Leaf,
+    concatenation,
+    index,
+    leaves,
+    pin,
+    positions,
+    product,
+    size,
+    split_product,
+    split_sum,
+    unify,
+)
+from modeconn_cli.symmetry.graph import CannotTrace, Symmetry, regroup, trace
+from modeconn_cli.symmetry.matching import weight_matching
+from modeconn_cli.torchvision_compat import import_torchvision
+
+# ------------------------------------------------------------------------------------------------------- axes
+
+
+def test_a_flattened_dimension_is_the_product_of_its_parts() -> None:
+    channels, height, width = Leaf(3), Leaf(2, pinned=True), Leaf(2, pinned=True)
+    flat = Leaf(12)
+    unify(product([channels, height, width]), flat)
+    moved = index(flat, {channels: torch.tensor([2, 0, 1])})
+    expected = torch.arange(12).view(3, 2, 2)[[2, 0, 1]].reshape(-1)
+    assert torch.equal(moved, expected)
+
+
+def test_a_concatenation_moves_part_by_part() -> None:
+    a, b = Leaf(2), Leaf(3)
+    whole = Leaf(5)
+    unify(whole, concatenation([a, b]))
+    moved = index(whole, {a: torch.tensor([1, 0]), b: torch.tensor([0, 2, 1])})
+    assert moved.tolist() == [1, 0, 2, 4, 3]
+
+
+def test_sums_with_different_cuts_are_cut_at_both() -> None:
+    a, b, c, d = Leaf(2), Leaf(4), Leaf(3), Leaf(3)
+    unify(concatenation([a, b]), concatenation([c, d]))
+    assert [size(x) for x in leaves(concatenation([a, b]))] == [2, 1, 3]
+    assert [*leaves(concatenation([a, b]))] == [*leaves(concatenation([c, d]))]
+
+
+def test_pinning_reaches_what_a_leaf_became() -> None:
+    whole = Leaf(6)
+    parts = split_product(whole, 2)
+    assert parts is not None
+    pin(parts[1])
+    assert [leaf.pinned for leaf in leaves(whole)] == [False, True]
+    other = Leaf(6, pinned=True)
+    unify(whole, other)
+    assert all(leaf.pinned for leaf in leaves(whole))
+
+
+SHAPES = st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=4)
+
+
+@given(SHAPES, st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_regrouping_agrees_with_reshape(shape: list[int], random: object) -> None:
+    """Permuting factors before a reshape is permuting the reshaped axes after it."""
+    axes: list[Axis] = [Leaf(n) for n in shape]
+    total = math.prod(shape)
+    for target in ([total], [*shape[:1], total // shape[0]], [total // shape[-1], shape[-1]], shape):
+        regrouped = regroup(axes, target)
+        assert regrouped is not None
+        free = [leaf for axis in axes for leaf in leaves(axis) if leaf.size > 1]
+        generator = torch.Generator().manual_seed(total)
+        permutations = {leaf: torch.randperm(leaf.size, generator=generator) for leaf in free}
+        x = torch.arange(total).view(shape)
+        moved, after = x, x.reshape(target)
+        for d, axis in enumerate(axes):
+            moved = moved.index_select(d, index(axis, permutations))
+        for d, axis in enumerate(regrouped):
+            after = after.index_select(d, index(axis, permutations))
+        assert torch.equal(moved.reshape(target), after)
+
+
+@given(st.integers(2, 5), st.integers(2, 4), st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_cut_of_a_product_is_a_sum(first: int, second: int, data: st.DataObject) -> None:
+    at = data.draw(st.integers(1, first * second - 1))
+    a, b = Leaf(first), Leaf(second)
+    whole = product([a, b])
+    pieces = split_sum(whole, [at, first * second - at])
+    assert pieces is not None
+    free = [*dict.fromkeys(leaves(concatenation(pieces)))]
+    permutations = {leaf: torch.randperm(leaf.size) for leaf in free}
+    moved = index(whole, permutations)
+    assert sorted(moved.tolist()) == list(range(first * second))
+    assert {*moved[:at].tolist()} == set(range(at))
+    for leaf, where in positions(whole):
+        assert where.shape[0] == leaf.size
+        assert len(where.unique()) == where.numel()
+
+
+# ------------------------------------------------------------------------------------------------------ groups
+
+
+def stirred(module: nn.Module) -> nn.Module:
+    """The module in evaluation mode with no two channels alike, BatchNorm's statistics included."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                value.add_(0.05 * torch.rand(value.shape, generator=generator))
+                value.add_(0.5 if name.endswith("running_var") else 0.0)
+    return module.eval()
+
+
+def differs(module: nn.Module, state: dict[str, Tensor], x: Tensor) -> float:
+    """The largest difference of the outputs, relative to the largest output, in float64."""
+    module = module.double()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    with torch.no_grad():
+        wanted = module(x.double())
+        module.load_state_dict({k: v.to(before[k].dtype) for k, v in state.items()})
+        found = module(x.double())
+        module.load_state_dict(before)
+    return float((wanted - found).abs().max() / wanted.abs().max())
+
+
+def shuffled(symmetry: Symmetry, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randperm(g.size, generator=generator) for g in symmetry.groups]
+
+
+def check(module: nn.Module, x: Tensor, unmoved: int) -> Symmetry:
+    """A random permutation of every group leaves the function alone, and moves all parameters but ``unmoved``."""
+    module = stirred(module)
+    symmetry = trace(module, x)
+    module = module.double()
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    moved = symmetry.permute(state, shuffled(symmetry))
+    assert differs(module, moved, x) < 1e-11
+    still = [n for n, p in module.named_parameters() if p.numel() > 1 and torch.equal(moved[n], state[n])]
+    assert len(still) == unmoved, still
+    # Each group by itself is one that the function has; moved in one tensor alone it is none.
+    for i, group in enumerate(symmetry.groups[:6]):
+        broken = dict(state)
+        permutations = symmetry.identity()
+        permutations[i] = torch.roll(torch.arange(group.size), 1)
+        name = group.name.rsplit("[", 1)[0]
+        broken[name] = symmetry.permute(state, permutations)[name]
+        assert differs(module, broken, x) > 1e-9, group.name
+    return symmetry
+
+
+OURS: dict[str, tuple[str, dict[str, object]]] = {
+    "mlp": ("mlp", {"width": 16}),
+    "convfc": ("convfc", {}),
+    "vgg11": ("vgg", {"depth": 11, "width": 0.25}),
+    "vgg11_bn": ("vgg", {"depth": 11, "batch_norm": True, "width": 0.25}),
+    "resnet20": ("resnet", {"depth": 20, "width": 0.5}),
+    "resnet20_ln": ("resnet", {"depth": 20, "width": 0.5, "norm": "layer"}),
+    "preresnet20": ("preresnet", {"depth": 20}),
+    "preresnet29": ("preresnet", {"depth": 56}),
+    "wrn10": ("wrn", {"depth": 10, "widen": 1}),
+    "vit": ("vit", {"dim": 24, "heads": 3, "depth": 2}),
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_architectures_move_freely(name: str) -> None:
+    torch.manual_seed(0)
+    family, options = OURS[name]
+    symmetry = check(models.build(family, (3, 32, 32), 10, **options), torch.randn(2, 3, 32, 32), unmoved=1)
+    assert symmetry.unknown == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "unmoved"),
+    [
+        ("resnet18", 1),
+        ("resnet50", 1),
+        ("vgg16_bn", 1),
+        ("vit_b_16", 1),
+        ("densenet121", 1),
+        ("convnext_tiny", 1),
+        ("mobilenet_v3_large", 1),
+        ("efficientnet_b0", 1),
+        ("resnext50_32x4d", 1),
+        ("shufflenet_v2_x0_5", None),
+    ],
+)
+def test_torchvisions_classifiers_move_freely(name: str, unmoved: int | None) -> None:
+    torch.manual_seed(0)
+    side = 224 if name.startswith("vit") else 64
+    module = getattr(import_torchvision().models, name)(weights=None, num_classes=10)
+    module = stirred(module)
+    x = torch.randn(2, 3, side, side)
+    symmetry = trace(module, x)
+    module = module.double()
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    moved = symmetry.permute(state, shuffled(symmetry))
+    assert differs(module, moved, x) < 1e-10
+    still = [n for n, p in module.named_parameters() if p.numel() > 1 and torch.equal(moved[n], state[n])]
+    if unmoved is not None:
+        assert len(still) == unmoved, still
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.second = nn.Linear(6, 6)
+        self.third = self.second
+        self.unread = nn.Linear(5, 5)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.third(F.relu(self.second(F.relu(self.first(x)))))))
+
+
+def test_tied_weights_move_together_and_unread_ones_stay() -> None:
+    torch.manual_seed(0)
+    module = Tied()
+    symmetry = check(module, torch.randn(3, 4), unmoved=3)  # the head's bias, and what is never read
+    assert [g.size for g in symmetry.groups] == [6]
+    moved = symmetry.permute(module.state_dict(), shuffled(symmetry))
+    assert torch.equal(moved["second.weight"], moved["third.weight"])
+
+
+class Mixed(nn.Module):
+    """Concatenation, a split, a grouped, a depthwise and a transposed convolution, group normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=3)
+        self.depthwise = nn.Conv2d(12, 24, 3, padding=1, groups=12)
+        self.norm = nn.GroupNorm(3, 24)
+        self.up = nn.ConvTranspose2d(24, 6, 2, stride=2)
+        self.head = nn.Linear(6 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        x = F.gelu(self.norm(self.depthwise(F.relu(self.grouped(x)))))
+        a, b = x.split([8, 16], dim=1)
+        x = F.adaptive_avg_pool2d(self.up(torch.cat([torch.sigmoid(b), a], dim=1)), 2)
+        return self.head(x.flatten(1))
+
+
+def test_a_network_with_everything() -> None:
+    torch.manual_seed(0)
+    symmetry = check(Mixed(), torch.randn(2, 3, 8, 8), unmoved=1)
+    assert len(symmetry.groups) >= 4
+
+
+def test_an_operation_that_is_not_known_pins_and_is_named() -> None:
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 7), nn.Linear(7, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(F.relu(self.b(self.a(x).sort(dim=1).values)))
+
+    symmetry = check(Sorted(), torch.randn(2, 4), unmoved=3)
+    assert symmetry.unknown == {"sort": 1}
+    assert [g.size for g in symmetry.groups] == [7]
+
+
+def test_a_module_that_cannot_be_traced_says_why() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(CannotTrace, match="Branching cannot be traced"):
+        trace(Branching(), torch.randn(2, 4))
+
+
+# ---------------------------------------------------------------------------------------------------- matching
+
+
+def parameters(module: nn.Module) -> list[str]:
+    return [n for n, _ in module.named_parameters()]
+
+
+def inner(a: dict[str, Tensor], b: dict[str, Tensor], names: list[str]) -> float:
+    return float(sum((a[n].double() * b[n].double()).sum() for n in names))
+
+
+PLANTED: dict[str, Callable[[], nn.Module]] = {
+    "mlp": lambda: models.build("mlp", (64,), 10, width=48),
+    "vgg": lambda: models.build("vgg", (3, 32, 32), 10, depth=11, width=0.25),
+    "resnet20": lambda: models.build("resnet", (3, 32, 32), 10, depth=20, width=0.5),
+    "vit": lambda: models.build("vit", (3, 32, 32), 10, dim=24, heads=3, depth=2),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_permutation_of_a_trained_network_is_recovered_whole(name: str) -> None:
+    torch.manual_seed(0)
+    module = PLANTED[name]()
+    x = torch.randn(64, *((64,) if name == "mlp" else (3, 32, 32)))
+    y = torch.randint(0, 10, (64,))
+    optimizer = torch.optim.SGD(module.parameters(), 0.02, momentum=0.9)
+    for _ in range(5):
+        optimizer.zero_grad()
+        F.cross_entropy(module(x), y).backward()
+        optimizer.step()
+    symmetry = trace(module, x[:2])
+    a = {k: v.clone() for k, v in module.state_dict().items()}
+    b = symmetry.permute(a, shuffled(symmetry, seed=5))
+    found = weight_matching(symmetry, a, b, parameters(module), restarts=0)
+    back = symmetry.permute(b, found.permutations)
+    assert all(torch.equal(back[k], a[k]) for k in a)
+
+
+def test_tiny_networks_are_matched_as_brute_force_would() -> None:
+    optimal = 0
+    cases = 40
+    for case in range(cases):
+        torch.manual_seed(case)
+        a, b = (
+            nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(2)
+        )
+        symmetry = trace(a, torch.randn(2, 3))
+        names = parameters(a)
+        sa, sb = dict(a.state_dict()), dict(b.state_dict())
+        assert [g.size for g in symmetry.groups] == [4, 4]
+        every = [torch.tensor(p) for p in itertools.permutations(range(4))]
+        best = max(inner(sa, symmetry.permute(sb, [p, q]), names) for p in every for q in every)
+        found = weight_matching(symmetry, sa, sb, names, seed=case, restarts=5)
+        reached = inner(sa, symmetry.permute(sb, found.permutations), names)
+        assert reached == pytest.approx(found.objective[-1], abs=1e-5)
+        optimal += reached > best - 1e-5
+    assert optimal >= 0.95 * cases
+
+
+def test_the_objective_never_falls_and_seeds_repeat() -> None:
+    torch.manual_seed(0)
+    a, b = (PLANTED["resnet20"]() for _ in range(2))
+    symmetry = trace(a, torch.randn(2, 3, 32, 32))
+    runs = [
+        weight_matching(symmetry, a.state_dict(), b.state_dict(), parameters(a), seed=1, restarts=1) for _ in range(2)
+    ]
+    steps = runs[0].objective
+    assert all(after >= before - 1e-4 * abs(before) for before, after in itertools.pairwise(steps))
+    assert all(torch.equal(p, q) for p, q in zip(runs[0].permutations, runs[1].permutations, strict=True))
+
+
+def test_weights_with_one_group_on_both_sides_are_matched_uphill() -> None:
+    torch.manual_seed(0)
+    a, b = Tied(), Tied()
+    symmetry = trace(a, torch.randn(3, 4))
+    names = ["first.weight", "first.bias", "second.weight", "second.bias", "head.weight"]
+    every = [torch.tensor(p) for p in itertools.permutations(range(6))]
+    sa, sb = dict(a.state_dict()), dict(b.state_dict())
+    best = max(inner(sa, symmetry.permute(sb, [p]), names) for p in every)
+    found = weight_matching(symmetry, sa, sb, names, restarts=10)
+    assert found.objective[0] <= found.objective[-1] <= best + 1e-5
+    assert inner(sa, symmetry.permute(sb, found.permutations), names) >= best - 0.1 * abs(best)
