@@ -87,6 +87,7 @@ PIPELINES = {
     "train-endpoints": "Train the endpoints: one network for each of endpoints.seeds.",
     "interpolate": "Measure loss and error along the straight line between two endpoints.",
     "fit-curve": "Fit a low-loss curve between two endpoints, and measure it beside the straight line.",
+    "rebasin": "Align the second endpoint with the first, and measure the line between them before and after.",
     "run": "Run a whole experiment: every stage of one configuration, over its seeds and pairs.",
     "evaluate": "Measure a fitted curve (or interpolation.path=segment) again, with other evaluation settings.",
 }
@@ -95,6 +96,8 @@ MORE = {
     "interpolate": "Endpoints that are missing are trained first. Writes path.csv, summary.json and a picture.",
     "fit-curve": "Endpoints that are missing are trained first. curve.kind=bezier|chain, curve.bends=N. seed=N is "
     "replicate N: endpoint seeds 2N and 2N+1 and the curve's own draws, independent of every other replicate.",
+    "rebasin": "rebasin=weight (the default here) or activation. Writes the permutation, the aligned and the merged "
+    "network, and a certificate that the function is the same. interpolate and fit-curve take rebasin=weight too.",
     "run": "experiment=NAME takes a preset. pipeline.replicates=\\[0,1,2] are pairs of endpoints of their own; "
     "endpoints.seeds=\\[0,1,2] pipeline.pairs=all joins every pair. What fails does not stop the rest; killed and "
     "started again it goes on.",
@@ -429,14 +432,14 @@ def connect(
         bool | None,
         typer.Option(
             "--curve/--no-curve",
-            help="Fit a curve, or do not. Neither: where the straight line does not join them.",
+            help="Fit a curve, or do not. Neither: where no straight line joins them.",
             show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Are these two networks connected? By the straight line, or else by a curve.
+    """Are these two networks connected? By the straight line, or after alignment, or else by a curve.
 
     modeconn connect a.pt b.pt --model nets.py:Net --data data.npz. Weight decay is taken as 0, so the loss is plain
     cross-entropy; endpoints.weight_decay=... and curve.weight_decay=... say otherwise.
@@ -461,20 +464,27 @@ def connect(
         examples = ["dataset=arrays", f"dataset.path={quoted(data)}"]
     ends = f"endpoints.checkpoints=[{quoted(str(first))},{quoted(str(second))}]"
     given = [ends, *net, *examples, "endpoints.weight_decay=0", "curve.weight_decay=0", *(overrides or [])]
-    line = Session("interpolate", False, as_json, quiet, sweep=False, prints=False)
-    line.guarded(lambda: line.run(compose(given)))
-    last = line
-    joined = line.code == 0 and line.jobs[0]["verdicts"][0]["connected"] == "yes"
-    if line.code == 0 and (curve or (curve is None and not joined)):
-        last = Session("fit-curve", False, as_json, quiet, sweep=False, prints=False)
 
-        def bend() -> None:
-            (job,) = compose(given)
-            # Enough for a first answer; a curve of more epochs is an override away.
-            steps = steps_per_epoch(line.train_examples, job.config.curve.batch_size)
-            last.run(compose([f"curve.epochs={-(-CONNECT_STEPS // steps)}", *given]))
+    def ask(*more: str, curved: Sequence[str] = ()) -> Session:
+        """Measure the straight line and whatever ``more`` names, in one plan."""
+        session = Session("+".join(["connect", *more]), False, as_json, quiet, sweep=False, prints=False)
+        session.guarded(lambda: session.run(compose([*curved, *given])))
+        return session
 
-        last.guarded(bend)
+    def joined(session: Session) -> bool:
+        return any(v["connected"] == "yes" for v in session.jobs[0]["verdicts"])
+
+    last = ask()
+    more: list[str] = []
+    if last.code == 0 and not joined(last):
+        aligned = ask("aligned")
+        if aligned.code in (0, 130, 143):  # where it cannot be aligned its line has said so; a curve may join it still
+            last, more = aligned, ["aligned"]
+    if last.code == 0 and (curve or (curve is None and not joined(last))):
+        # Enough steps for a first answer; a curve of more epochs is an override away.
+        (job,) = compose(given)
+        epochs = -(-CONNECT_STEPS // steps_per_epoch(last.train_examples, job.config.curve.batch_size))
+        last = ask(*more, "curve", curved=[f"curve.epochs={epochs}"])
     entry = last.jobs[0]
     if last.code:
         if as_json:

@@ -87,9 +87,10 @@ def parts(table: Table, scale: str, more: Sequence[str]) -> list[Part]:
         together: dict[tuple[str, ...], list[str]] = {}
         for method in table.landed:
             together.setdefault(tuple(table.content["methods"][method]["overrides"]), []).append(method)
-        plainest = min(together, key=len)
-        if not plainest and len(together) > 1:  # what every other job measures too needs none of its own
-            together[next(o for o in together if o)] += together.pop(())
+        plain = together.get((), [])
+        if len(together) > 1 and plain and all(table.content["methods"][m]["of"] == "ends" for m in plain):
+            together.pop(())  # the ends are measured by every other job too
+            together[next(iter(together))] += plain
         for overrides, methods in together.items():
             (job,) = compose([*row["overrides"], *level["overrides"], *overrides, *more])
             found.append(Part(row, methods, job))

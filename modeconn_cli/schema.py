@@ -309,6 +309,12 @@ class BatchNorm(Name):
     mean = "mean"
 
 
+class Renormalise(Name):
+    none = "none"
+    repair = "repair"
+    rescale = "rescale"
+
+
 class PathOf(Name):
     curve = "curve"
     segment = "segment"
@@ -325,6 +331,11 @@ class Interpolation:
         BatchNorm.reestimate,
         "At inner points: reestimate on training data, or the coefficient mean of the ends' statistics.",
     )
+    renormalise: Renormalise = option(
+        Renormalise.none,
+        "At inner points: repair sets every layer's statistics to those between the ends' (REPAIR), rescale only its "
+        "deviations.",
+    )
     bn_examples: int | None = option(None, "Training examples of a re-estimation (a fixed draw); null: all.", ge=2)
     train_examples: int | None = option(
         None, "Training examples that train_* columns are measured on (a fixed draw); null: all.", ge=2
@@ -337,6 +348,31 @@ class Interpolation:
         gt=0,
     )
     path: PathOf = option(PathOf.curve, "evaluate: which path to evaluate, curve or segment.")
+
+
+class Match(Name):
+    none = "none"
+    weight = "weight"
+    activation = "activation"
+
+
+class Similarity(Name):
+    correlation = "correlation"
+    least_squares = "least_squares"
+
+
+@dataclass
+class Rebasin:
+    method: Match = option(
+        Match.none, "Permute the second endpoint first: by weight matching, by activation matching, or not at all."
+    )
+    restarts: int = option(3, "weight: further random starts of the coordinate ascent.", ge=0)
+    sweeps: int = option(100, "weight: most sweeps over the groups of one start.", ge=1)
+    seed: int = option(0, "weight: of random starts and orders.", ge=0, le=LARGEST_SEED)
+    examples: int = option(2000, "activation: training examples that units are compared on.", ge=2)
+    similarity: Similarity = option(
+        Similarity.correlation, "activation: compare units by correlation or by least squares."
+    )
 
 
 class Pairing(Name):
@@ -407,6 +443,9 @@ class Config:
     )
     curve: Curve = field(default_factory=Curve, metadata={"doc": "The curve between them and how it is trained."})
     interpolation: Interpolation = field(default_factory=Interpolation, metadata={"doc": "How a path is evaluated."})
+    rebasin: Rebasin = field(
+        default_factory=Rebasin, metadata={"doc": "Whether and how the second endpoint is permuted first."}
+    )
     pipeline: Pipeline = field(default_factory=Pipeline, metadata={"doc": "What `modeconn run` runs it over."})
     runtime: Runtime = field(
         default_factory=Runtime, metadata={"doc": "Where and how it runs; never changes a run's identity."}
@@ -432,6 +471,7 @@ NODES: dict[str, dict[str, type]] = {
     "endpoints": {"_endpoints": Endpoints},
     "curve": {"_curve": Curve},
     "interpolation": {"_interpolation": Interpolation},
+    "rebasin": {"_rebasin": Rebasin},
     "pipeline": {"_pipeline": Pipeline},
     "runtime": {"_runtime": Runtime},
 }

@@ -42,6 +42,7 @@ COMMANDS = [
     "train-endpoints",
     "interpolate",
     "fit-curve",
+    "rebasin",
     "run",
     "evaluate",
     "plot",

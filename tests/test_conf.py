@@ -318,7 +318,8 @@ FINGERPRINTS = {
     "architecture/_custom": "5e1c85b019b60bc5",
     "endpoints/_endpoints": "67a8f859674f5504",
     "curve/_curve": "5826bdd1379aae5a",
-    "interpolation/_interpolation": "21e60852c70d7d56",
+    "interpolation/_interpolation": "69c7b3b7c16d57c0",
+    "rebasin/_rebasin": "e990601ac9a9537f",
     "pipeline/_pipeline": "07406eeaceb06ad5",
     "runtime/_runtime": "3566fa39d90ca715",
 }

@@ -203,7 +203,9 @@ def two(tmp_path: Path) -> list[str]:
 def test_connect_answers_in_a_sentence_a_table_and_a_picture(two: list[str]) -> None:
     answer = ok(*two, "--json").json
     kinds = [v["path"] for v in answer["verdicts"]]
-    assert answer["verdict"]["answer"] in ("linearly connected", "connected by a curve", "not connected", "undecided")
+    assert answer["verdict"]["answer"] in (
+        *("linearly connected", "connected after alignment", "connected by a curve", "not connected", "undecided"),
+    )
     assert "above_mean" in answer["verdict"]["sentence"]
     assert "95% interval" in answer["verdict"]["sentence"]
     assert kinds[0] == "segment"
@@ -223,6 +225,7 @@ def test_connect_fits_a_curve_only_where_it_is_needed_or_asked_for(two: list[str
     assert "fit-curve" in dict(statuses(asked))
     hard = ok(*two, "interpolation.connected_below=1e-9", "--no-curve", "--json")
     assert hard.json["verdict"]["answer"] == "not connected"
+    assert [v["path"] for v in hard.json["verdicts"]] == ["segment", "aligned segment"]
     assert "fit-curve" not in dict(statuses(hard))
 
 
@@ -251,11 +254,15 @@ VERDICT = {"value": 1.0, "low": 0.5, "high": 1.5, "below": 2.0, "convention": "a
         ("undecided", None, "undecided", "is undecided"),
         ("undecided", "yes", "connected by a curve", "is undecided, but the Bezier curve joins them"),
         ("undecided", "no", "undecided", "whether a and b are linearly connected is undecided"),
+        ("no", "aligned yes", "connected after alignment", "but after alignment they are"),
+        ("no", "aligned undecided", "undecided", "whether the aligned segment joins them"),
     ],
 )
 def test_every_pair_of_verdicts_has_its_answer(segment: str, curve: str | None, answer: str, said: str) -> None:
     verdicts = [{**VERDICT, "path": "segment", "connected": segment}]
-    verdicts += [{**VERDICT, "path": "Bezier curve, 1 bend", "connected": curve}] if curve else []
+    if curve:
+        path = "aligned segment" if "aligned" in curve else "Bezier curve, 1 bend"
+        verdicts.append({**VERDICT, "path": path, "connected": curve.removeprefix("aligned ")})
     found, sentence = connection(verdicts, "a", "b")
     assert found == answer
     assert said in sentence

@@ -13,8 +13,9 @@ from torch import Tensor
 from modeconn_cli.data import Data, Split
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation.batchnorm import norm_layers, reestimate
+from modeconn_cli.evaluation.repair import Repair
 from modeconn_cli.paths import Array
-from modeconn_cli.schema import BatchNorm, Interpolation
+from modeconn_cli.schema import BatchNorm, Interpolation, Renormalise
 from modeconn_cli.weights import FlatModule, combine
 
 BATCH_NORM_BATCH = 1000
@@ -51,6 +52,7 @@ class Evaluator:
         n = len(data.train)
         shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0))
         self._held: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._repair: Repair | None = None
         self._bn_order = shuffled[: options.bn_examples or n].to(data.train.x.device)
 
     def batches(self, split: Split) -> Iterable[tuple[Tensor, Tensor]]:
@@ -73,10 +75,13 @@ class Evaluator:
         Statistics depend on the batches they are averaged over, so these are the same whatever
         ``options.batch_size``: of BATCH_NORM_BATCH examples, shuffled once and for all.
         """
+        reestimate(self.net, self._bn_batches())
+
+    def _bn_batches(self) -> Iterator[Tensor]:
         batches = self._bn_order.split(BATCH_NORM_BATCH)
         if len(batches) > 1 and len(batches[-1]) == 1:  # one example has no variance
             batches = batches[:-1]
-        reestimate(self.net, (self.data.inputs(self.data.train, index) for index in batches))
+        return (self.data.inputs(self.data.train, index) for index in batches)
 
     @torch.no_grad()
     def score(self, split: Split) -> Scores:
@@ -119,16 +124,35 @@ class Evaluator:
             rests: buffers of the first and of the last row's endpoints.
             fixed: whether those rows are the endpoints still; a row that was trained has no buffers of its own.
         """
+        repair = None if self.options.renormalise is Renormalise.none else self._ready_repair(control_points, rests)
         combine(coefficients.tolist(), control_points, self.net.point)
         if coefficients[0] == 1 and fixed[0]:
             self.net.load_rest(rests[0])
         elif coefficients[-1] == 1 and fixed[1]:
             self.net.load_rest(rests[1])
         else:
-            self.net.load_rest(_mean_statistics(rests, float(coefficients @ np.linspace(0, 1, len(coefficients)))))
+            share = float(coefficients @ np.linspace(0, 1, len(coefficients)))
+            self.net.load_rest(_mean_statistics(rests, share))
+            if repair is not None:
+                repair.set(share)
+                try:
+                    return self.scores()
+                finally:
+                    repair.release()
             if self.options.batch_norm is BatchNorm.reestimate:
                 self.reestimate()
         return self.scores()
+
+    def _ready_repair(self, control_points: Tensor, rests: list[dict[str, Tensor]]) -> Repair:
+        """The repair that knows the statistics of both ends of a path."""
+        if self._repair is None:
+            shift = self.options.renormalise is Renormalise.repair
+            self._repair = Repair(self.net, self._bn_batches, shift)
+            for row, rest in ((control_points[0], rests[0]), (control_points[-1], rests[1])):
+                self.net.point.copy_(row)
+                self.net.load_rest(rest)
+                self._repair.add_end()
+        return self._repair
 
 
 def _mean_statistics(rests: list[dict[str, Tensor]], share: float) -> dict[str, Tensor]:

@@ -15,9 +15,10 @@ from modeconn_cli.runs import Found
 
 SHAPED_BY = {  # the groups of a run's configuration that its stage depends on
     "train-endpoints": ("dataset", "architecture", "endpoints"),
-    "interpolate": ("dataset", "architecture", "endpoints", "interpolation"),
-    "fit-curve": ("seed", "dataset", "architecture", "endpoints", "curve"),
-    "evaluate": ("seed", "dataset", "architecture", "endpoints", "curve", "interpolation"),
+    "rebasin": ("dataset", "architecture", "endpoints", "rebasin"),
+    "interpolate": ("dataset", "architecture", "endpoints", "rebasin", "interpolation"),
+    "fit-curve": ("seed", "dataset", "architecture", "endpoints", "rebasin", "curve"),
+    "evaluate": ("seed", "dataset", "architecture", "endpoints", "rebasin", "curve", "interpolation"),
 }
 REPLICATION = ("seed", "endpoints.seeds", "endpoints.init_seed", "endpoints.data_seed", "curve.seed")
 # Where a run's input lies, or what it is called by; what it is stands elsewhere.
@@ -127,7 +128,7 @@ def choose(root: Path, patterns: Sequence[str]) -> list[Found]:
 def _inside(place: Path) -> list[Found]:
     """The finished runs at or below a directory."""
     folders = [p.parent for p in sorted(place.rglob("DONE"))]
-    return [f for f in map(Found, folders) if f.stage in (*SHAPED_BY, "rebasin") and f.status == "done"]
+    return [f for f in map(Found, folders) if f.stage in SHAPED_BY and f.status == "done"]
 
 
 def gather(
@@ -148,7 +149,7 @@ def gather(
     Raises:
         UserError: runs of one group differ in a setting that is in neither list, or a name is unknown.
     """
-    records = [record(r) for r in runs if r.stage != "fit-curve"]
+    records = [record(r) for r in runs if r.stage not in ("fit-curve", "rebasin")]
     measured = [r for r in records if r.run.stage != "train-endpoints"]
     records = measured or records  # paths where there are any: their endpoints are behind them
     if not records:

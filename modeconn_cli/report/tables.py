@@ -87,7 +87,10 @@ def connection(verdicts: list[dict[str, Any]], first: str, second: str) -> tuple
         if line is None:
             return "undecided", f"Verdict: whether {both} are linearly connected is undecided ({figures})."
         return "linearly connected", f"Verdict: {both} {line} ({figures})."
+    after = told["path"].startswith("aligned segment")
     before = f"{both} {line}" if line else f"whether {both} are linearly connected is undecided"
+    if told["connected"] == "yes" and after:
+        return "connected after alignment", f"Verdict: {before}, but after alignment they are ({figures})."
     if told["connected"] == "yes":
         return "connected by a curve", f"Verdict: {before}, but the {kind} joins them ({figures})."
     return "undecided", f"Verdict: {before}, and whether the {kind} joins them is undecided ({figures})."

@@ -17,7 +17,7 @@ from modeconn_cli.schema import CurveKind, Sampling, recipe
 from modeconn_cli.stages import Stage
 from modeconn_cli.stages.checkpoints import read_metadata, read_state, write_state
 from modeconn_cli.stages.context import Context
-from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, TrainedEndpoint
+from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, pair_label
 from modeconn_cli.stages.fitting import fit
 from modeconn_cli.training import Trainer, steps_per_epoch
 from modeconn_cli.weights import FlatModule
@@ -148,10 +148,3 @@ def end_points(net: FlatModule, start: Endpoint, end: Endpoint) -> Tensor:
             "coordinates of a path, so they must agree."
         )
     return W_2p
-
-
-def pair_label(start: Endpoint, end: Endpoint) -> str:
-    """s0-1 for seeds 0 and 1."""
-    if isinstance(start, TrainedEndpoint) and isinstance(end, TrainedEndpoint):
-        return f"s{start.seed}-{end.seed}"
-    return "files"

@@ -30,6 +30,12 @@ class Endpoint(Stage):
 
     name = "train-endpoints"
     short_name: str  # for headings
+    suffix = ""  # of a pair's label that ends in this endpoint
+
+    @property
+    def original(self) -> Endpoint:
+        """The endpoint that this one was made from, or itself."""
+        return self
 
     def state(self) -> dict[str, Tensor]:
         """Its weights and buffers, on the CPU."""
@@ -150,6 +156,14 @@ class ImportedEndpoint(Endpoint):
         with torch.no_grad():
             net.module.load_state_dict(state)
         self.write(run, self.context.evaluator(net, Interpolation()), net, {"file": str(self.file)})
+
+
+def pair_label(start: Endpoint, end: Endpoint) -> str:
+    """s0-1 for seeds 0 and 1."""
+    first, second = start.original, end.original
+    if isinstance(first, TrainedEndpoint) and isinstance(second, TrainedEndpoint):
+        return f"s{first.seed}-{second.seed}{end.suffix}"
+    return f"files{end.suffix}"
 
 
 def recorded_metrics(folder: Path) -> dict[str, float]:

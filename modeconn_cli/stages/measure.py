@@ -15,11 +15,12 @@ from modeconn_cli.evaluation import Evaluator, Scores, gram, require_same, searc
 from modeconn_cli.evaluation.barriers import barrier_intervals, resampled_means, verdict
 from modeconn_cli.paths import Array
 from modeconn_cli.runs import Run
-from modeconn_cli.schema import Optimizer, fields_off_default
+from modeconn_cli.schema import BatchNorm, Optimizer, Renormalise, fields_off_default
 from modeconn_cli.stages import Saver, Stage
 from modeconn_cli.stages.context import Context
-from modeconn_cli.stages.curve import FitCurve, end_points, pair_label
-from modeconn_cli.stages.endpoints import Endpoint, split_note
+from modeconn_cli.stages.curve import FitCurve, end_points
+from modeconn_cli.stages.endpoints import Endpoint, pair_label, split_note
+from modeconn_cli.stages.rebasin import Aligned
 from modeconn_cli.weights import FlatModule
 
 SPLITS = ("train", "test")
@@ -215,7 +216,10 @@ class Segment(MeasuredPath):
     """The straight line between two endpoints."""
 
     name = "interpolate"
-    title = "segment"
+
+    @property
+    def title(self) -> str:
+        return named_by_options("aligned segment" if isinstance(self.end, Aligned) else "segment", self.context)
 
     def __init__(self, context: Context, start: Endpoint, end: Endpoint) -> None:
         super().__init__(context, start, end, [start, end])
@@ -245,7 +249,8 @@ class MeasuredCurve(MeasuredPath):
     def title(self) -> str:
         bends = self.context.config.curve.bends
         kind = {"bezier": "Bezier curve", "chain": "polygonal chain"}[self.curve.kind]
-        return f"{kind}, {bends} bend{'s' if bends > 1 else ''}"
+        aligned = ", to the aligned end" if isinstance(self.end, Aligned) else ""
+        return named_by_options(f"{kind}, {bends} bend{'s' if bends > 1 else ''}{aligned}", self.context)
 
     @property
     def label(self) -> str:
@@ -262,6 +267,14 @@ class MeasuredCurve(MeasuredPath):
 
     def control_points(self, net: FlatModule) -> Tensor:
         return self.curve.control_points(net)
+
+
+def named_by_options(title: str, context: Context) -> str:
+    """A path's title with what was done to the networks along it, where that is not the usual."""
+    options = context.config.interpolation
+    averaged = " with averaged statistics" if options.batch_norm is BatchNorm.mean else ""
+    renormalised = {Renormalise.repair: " + REPAIR", Renormalise.rescale: " + RESCALE"}.get(options.renormalise, "")
+    return title + (renormalised or averaged)
 
 
 def _statistics(values: Array, on_grid: np.ndarray, length: Array) -> dict[str, float]:

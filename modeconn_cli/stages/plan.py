@@ -11,15 +11,17 @@ from typing import Any, TypeVar
 import torch
 
 from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.evaluation.batchnorm import norm_layers
 from modeconn_cli.report.tables import barrier_rows, read_path, verdict_sentence
 from modeconn_cli.runs import Run
-from modeconn_cli.schema import Config, Pairing, PathOf, check
+from modeconn_cli.schema import BatchNorm, Config, Match, Pairing, PathOf, Renormalise, check
 from modeconn_cli.stages import Stage, execute
 from modeconn_cli.stages.context import Context, Reporter
 from modeconn_cli.stages.curve import FitCurve
 from modeconn_cli.stages.endpoints import Endpoint, ImportedEndpoint, TrainedEndpoint, recorded_metrics
 from modeconn_cli.stages.measure import MeasuredCurve, MeasuredPath, Segment
 from modeconn_cli.stages.plot import Plot
+from modeconn_cli.stages.rebasin import Aligned
 
 SAME = (
     "the same network, so there is no path between them: give two different endpoints.seeds or endpoints.checkpoints."
@@ -135,15 +137,23 @@ def make_plan(command: str, config: Config, reporter: Reporter) -> Plan:
     if command == "train-endpoints":
         return Plan(context, [*endpoints], [*endpoints])
     start, end = _two(endpoints, context, command)
+    if command == "rebasin":
+        return _rebasin(context, start, end)
+    if command.startswith("connect"):
+        return _connection(context, start, end, command.split("+")[1:])
+    aligned = _aligned(context, start, end)
+    if aligned is not None:
+        end = aligned
     segment = Segment(context, start, end)
     if command == "interpolate" or (command == "evaluate" and config.interpolation.path is PathOf.segment):
         own: list[Stage] = [segment, Plot(context, [segment])]
-        return _identified(Plan(context, [*endpoints, *own], own))
+        return _identified(Plan(context, [*endpoints, *([aligned] if aligned else []), *own], own))
     curve = _curve(context, start, end)
     measured = MeasuredCurve(context, curve)
     picture = Plot(context, [segment, measured])
     own = [measured, picture] if command == "evaluate" else [curve, measured, picture]
-    return _identified(Plan(context, [start, end, segment, curve, measured, picture], own))
+    before = [*endpoints, *([aligned] if aligned else [])]
+    return _identified(Plan(context, [*before, segment, curve, measured, picture], own))
 
 
 def _pipeline(context: Context) -> Plan:
@@ -163,6 +173,9 @@ def _pipeline(context: Context) -> Plan:
         endpoints = [once(endpoint) for endpoint in _endpoints(here)]
         for pair in _pairs(endpoints, here):
             start, end = _two(pair, here, "run")
+            aligned = _aligned(here, start, end)
+            if aligned is not None:
+                end = once(aligned)
             measured: list[MeasuredPath] = []
             if PathOf.segment in options.paths:
                 measured.append(once(Segment(here, start, end)))
@@ -183,6 +196,59 @@ def _pairs(endpoints: Sequence[Endpoint], context: Context) -> list[Sequence[End
             "pipeline.pairs=all for every pair."
         )
     return [endpoints[i : i + 2] for i in range(0, len(endpoints), 2)]
+
+
+def _aligned(context: Context, start: Endpoint, end: Endpoint) -> Aligned | None:
+    """The second endpoint permuted, where the configuration asks for it."""
+    if context.config.rebasin.method is Match.none:
+        return None
+    aligned = Aligned(context, start, end)
+    aligned.check()
+    return aligned
+
+
+def _rebasin(context: Context, start: Endpoint, end: Endpoint) -> Plan:
+    """The straight line before and after alignment, and after every renormalisation that the network admits."""
+    config = context.config
+    if config.rebasin.method is Match.none:
+        config = replace(config, rebasin=replace(config.rebasin, method=Match.weight))
+        context = Context(config, context.reporter, context.signals)
+    aligned = Aligned(context, start, end)
+    aligned.check()
+
+    def measured(to: Endpoint, batch_norm: BatchNorm, renormalise: Renormalise) -> Segment:
+        options = replace(config.interpolation, batch_norm=batch_norm, renormalise=renormalise)
+        rebasin = config.rebasin if to is aligned else replace(config.rebasin, method=Match.none)
+        own = replace(config, interpolation=options, rebasin=rebasin)
+        here = Context(own, context.reporter, context.signals)
+        return Segment(here, start, to)
+
+    has_norm = bool(norm_layers(context.module()))
+    plain = BatchNorm.mean if has_norm else BatchNorm.reestimate
+    paths = [measured(end, plain, Renormalise.none), measured(aligned, plain, Renormalise.none)]
+    paths += [measured(aligned, BatchNorm.reestimate, Renormalise.none)] if has_norm else []
+    paths += [measured(aligned, BatchNorm.reestimate, r) for r in (Renormalise.repair, Renormalise.rescale)]
+    own: list[Stage] = [aligned, *paths, Plot(context, paths)]
+    return _identified(Plan(context, [start, end, *own], own))
+
+
+def _connection(context: Context, start: Endpoint, end: Endpoint, more: Sequence[str]) -> Plan:
+    """The straight line; with "aligned" also that to the aligned end, with "curve" a curve between the given ends."""
+    stages: list[Stage] = [start, end]
+    measured: list[MeasuredPath] = [Segment(context, start, end)]
+    if "aligned" in more:
+        config = replace(context.config, rebasin=replace(context.config.rebasin, method=Match.weight))
+        there = Context(config, context.reporter, context.signals)
+        aligned = Aligned(there, start, end)
+        aligned.check()
+        stages.append(aligned)
+        measured.append(Segment(there, start, aligned))
+    if "curve" in more:
+        curve = _curve(context, start, end)
+        stages.append(curve)
+        measured.append(MeasuredCurve(context, curve))
+    own = [*stages[2:], *measured, Plot(context, measured)]
+    return _identified(Plan(context, [start, end, *own], own))
 
 
 def _curve(context: Context, start: Endpoint, end: Endpoint) -> FitCurve:

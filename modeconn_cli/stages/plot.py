@@ -13,7 +13,7 @@ from modeconn_cli.report.tables import heading, read_paths
 from modeconn_cli.runs import Found, Identity, Run
 from modeconn_cli.stages import Stage
 from modeconn_cli.stages.context import Context
-from modeconn_cli.stages.curve import pair_label
+from modeconn_cli.stages.endpoints import pair_label
 from modeconn_cli.stages.measure import MeasuredPath
 
 MEASURED = ("interpolate", "evaluate")

@@ -7,11 +7,13 @@ that is not known pins what it touches: that costs freedom and never correctness
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import operator
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,11 +62,14 @@ class Symmetry:
     groups: those with more than one index, in the order in which parameters meet them.
     axes: of every parameter and buffer, by its name in state_dict.
     unknown: operations that are not known here and pinned what they touched, with how often they did.
+    program: the traced graph. seen_at: the axes of those of its values that are activations, by their names.
     """
 
     groups: list[Group]
     axes: dict[str, Axes]
     unknown: dict[str, int]
+    program: torch.export.ExportedProgram = field(repr=False)
+    seen_at: dict[str, Axes] = field(repr=False)
 
     def permute(self, state: dict[str, Tensor], permutations: Sequence[Tensor]) -> dict[str, Tensor]:
         """The state of the same function after permuting every group.
@@ -82,6 +87,14 @@ class Symmetry:
             moved[name] = value
         return moved
 
+    def indices(self, name: str, dim: int, permutations: Sequence[Tensor]) -> Tensor | None:
+        """Where the new indices of one tensor's dimension come from; None where it stays as it is."""
+        by_leaf = {g.leaf: p.cpu() for g, p in zip(self.groups, permutations, strict=True)}
+        axes = self.axes.get(name, [])
+        if dim >= len(axes) or not any(leaf in by_leaf for leaf in leaves(axes[dim])):
+            return None
+        return index(axes[dim], by_leaf)
+
     def identity(self) -> list[Tensor]:
         """The permutations that move nothing."""
         return [torch.arange(g.size) for g in self.groups]
@@ -98,7 +111,8 @@ def trace(module: nn.Module, example: Tensor) -> Symmetry:
     """
     mode = module.training
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        # torch prints pages about what it cannot trace; a line is raised here instead.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(module.eval(), (example,)).run_decompositions()
     except Exception as error:
@@ -113,6 +127,7 @@ class _Walk:
     """One pass over a graph, keeping the axes of every value."""
 
     def __init__(self, program: torch.export.ExportedProgram, module: nn.Module) -> None:
+        self.program = program
         self.axes: dict[Node, Axes | list[Axes]] = {}
         self.unknown: dict[str, int] = {}
         signature = program.graph_signature
@@ -155,7 +170,14 @@ class _Walk:
                 for leaf in leaves(axis):
                     if not leaf.pinned and leaf.size > 1 and leaf not in groups:
                         groups[leaf] = Group(f"{name}[{dim}]", leaf.size, leaf)
-        return Symmetry(list(groups.values()), self.tensors, self.unknown)
+        computed = {n.name: self.of(n) for n in self.axes if n.op == "call_function"}
+        activations = {n.name: computed[n.name] for n in self.axes if n.op == "call_function" and _name(n) in NONLINEAR}
+        reached = {leaf for axes in activations.values() for axis in axes for leaf in leaves(axis)}
+        linear = {n.name for n in self.axes if n.op == "call_function" and _name(n) in LINEAR}
+        for name in sorted(linear):  # where no non-linearity is, as inside attention and along a residual stream
+            if any(leaf in groups and leaf not in reached for axis in computed[name] for leaf in leaves(axis)):
+                activations[name] = computed[name]
+        return Symmetry(list(groups.values()), self.tensors, self.unknown, self.program, activations)
 
     # ------------------------------------------------------------------------------------------ one operation
 
@@ -224,6 +246,13 @@ def _flatten(value: Any) -> list[Any]:
 
 # -------------------------------------------------------------------------------------------------------- rules
 # A rule gives the axes of an operation's result, having unified or pinned those of its inputs; None: not its case.
+
+NONLINEAR = {
+    *("relu", "gelu", "silu", "sigmoid", "tanh", "elu", "leaky_relu", "hardtanh", "hardswish", "softplus", "mish"),
+    *("relu6", "clamp", "hardsigmoid"),
+}
+
+LINEAR = {"add", "addmm", "mm", "bmm", "linear", "convolution", "native_layer_norm", "mul"}
 
 Rule = Callable[[_Walk, Node], "Axes | list[Axes] | None"]
 RULES: dict[str, Rule] = {}

@@ -1,0 +1,149 @@
+"""REPAIR: an interpolated network whose units keep the statistics of its ends (Jordan et al. 2022, arXiv:2211.08403).
+
+Averaging two networks shrinks the variance of what their units compute, layer upon layer. Here every layer's output
+is set back, channel by channel, to the mean and standard deviation interpolated between those of the two ends. A layer
+that BatchNorm follows is left to it, and BatchNorm's own output is what is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+from modeconn_cli.evaluation.batchnorm import norm_layers, reestimate
+from modeconn_cli.weights import FlatModule
+
+Moments = dict[nn.Module, tuple[Tensor, Tensor]]  # mean and standard deviation of every channel (C,)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, _BatchNorm)
+
+
+class Repair:
+    """Keeps the statistics of two ends, and sets a network between them to what lies between those.
+
+    Args:
+        batches: gives clean training inputs, the same whenever it is called.
+        shift: REPAIR, which sets means and deviations; False: RESCALE, which only multiplies by their ratio.
+    """
+
+    def __init__(self, net: FlatModule, batches: Callable[[], Iterable[Tensor]], shift: bool) -> None:
+        self.net, self.batches, self.shift = net, batches, shift
+        self.sites = _sites(net, next(iter(batches())))
+        self.ends: list[Moments] = []
+        self._handles: list[RemovableHandle] = []
+
+    @torch.no_grad()
+    def add_end(self) -> None:
+        """Take the statistics of the network as it is now, with its own buffers, for those of the next end."""
+        sums: dict[nn.Module, list[Any]] = {site: [0, 0.0, 0.0] for site in self.sites}
+
+        def collect(site: nn.Module, _inputs: Any, output: Tensor) -> None:
+            x = _by_channel(output).double()
+            kept = sums[site]
+            kept[0] += x.shape[1]
+            kept[1] = kept[1] + x.sum(1)
+            kept[2] = kept[2] + x.square().sum(1)
+
+        handles = [site.register_forward_hook(collect) for site in self.sites]
+        try:
+            self.net.module.eval()
+            for x in self.batches():
+                self.net(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        moments: Moments = {}
+        for site, (n, total, squares) in sums.items():
+            mean = total / n
+            moments[site] = (mean.float(), (squares / n - mean.square()).clamp(min=0).sqrt().float())
+        self.ends.append(moments)
+
+    @torch.no_grad()
+    def set(self, share: float) -> None:
+        """Repair the network as it is now, ``share`` of the way to the second end; :meth:`release` undoes it.
+
+        One pass over the data in which every layer is set by its batch's own statistics, so that the next layer
+        sees what it will see; their averages are what stays.
+        """
+        target = {
+            site: tuple(torch.lerp(a, b, share) for a, b in zip(self.ends[0][site], self.ends[1][site], strict=True))
+            for site in self.sites
+        }
+        met: dict[nn.Module, list[Any]] = {site: [0, 0.0, 0.0] for site in self.sites}
+
+        def by_batch(site: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            x = _by_channel(output)
+            mean, variance = x.mean(1), x.var(1, unbiased=False)
+            kept = met[site]
+            kept[0] += x.shape[1]
+            kept[1] = kept[1] + x.shape[1] * mean.double()
+            kept[2] = kept[2] + x.shape[1] * variance.double()
+            return self._moved(output, mean, variance.sqrt(), *target[site])
+
+        self._handles = [site.register_forward_hook(by_batch) for site in self.sites]
+        try:
+            if norm_layers(self.net.module):
+                reestimate(self.net, self.batches())
+            else:
+                self.net.module.eval()
+                for x in self.batches():
+                    self.net(x)
+        finally:
+            self.release()
+        found = {s: ((m / n).float(), (v / n).sqrt().float()) for s, (n, m, v) in met.items()}
+
+        def as_found(site: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            return self._moved(output, *found[site], *target[site])
+
+        self._handles = [site.register_forward_hook(as_found) for site in self.sites]
+
+    def release(self) -> None:
+        """Leave the network as it is without repair."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _moved(self, output: Tensor, mean: Tensor, std: Tensor, new_mean: Tensor, new_std: Tensor) -> Tensor:
+        # A channel that does not vary has no deviation to set: it gets the mean alone.
+        varies = std > 1e-6 * (std.max() + 1e-30)
+        ratio = torch.where(varies, new_std / std.clamp(min=1e-30), 1.0 if not self.shift else 0.0)
+        shape = [1, -1] + [1] * (output.dim() - 2) if output.dim() != 3 else [1, 1, -1]
+        scale = ratio.view(shape).to(output.dtype)
+        if not self.shift:
+            return output * scale
+        return (output - mean.view(shape)) * scale + new_mean.view(shape)
+
+
+def _by_channel(x: Tensor) -> Tensor:
+    """(C, everything else); channels are last in a sequence (N, S, C), else second."""
+    return x.reshape(-1, x.shape[-1]).T if x.dim() == 3 else x.movedim(1, 0).reshape(x.shape[1], -1)
+
+
+@torch.no_grad()
+def _sites(net: FlatModule, x: Tensor) -> list[nn.Module]:
+    """The layers to set, in the order in which they compute: all but the last, and those that BatchNorm follows."""
+    order: list[nn.Module] = []
+    maker: dict[int, nn.Module] = {}
+    outputs: list[Tensor] = []  # kept, so that no address is used twice
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        before = maker.get(id(inputs[0]))
+        if isinstance(layer, _BatchNorm) and before in order:
+            order.remove(before)
+        if layer in order:
+            order.remove(layer)
+        order.append(layer)
+        maker[id(output)] = layer
+        outputs.append(output)
+
+    layers = [m for m in net.module.modules() if isinstance(m, LAYERS)]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    net.module.eval()
+    net(x[:2])
+    for handle in handles:
+        handle.remove()
+    return order[:-1]

@@ -1,0 +1,199 @@
+"""rebasin: the second endpoint, permuted so that it computes the same and lies near the first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.evaluation import require_same
+from modeconn_cli.runs import Run
+from modeconn_cli.schema import Interpolation, Match, Similarity, fields_off_default
+from modeconn_cli.stages.checkpoints import write_state
+from modeconn_cli.stages.context import Context
+from modeconn_cli.stages.endpoints import Endpoint, pair_label
+from modeconn_cli.symmetry.graph import CannotTrace, Symmetry, trace
+from modeconn_cli.symmetry.matching import Matching, activation_matching, weight_matching
+
+CERTIFIED_ON = 64  # examples
+TOLERANCE = 1e-10  # relative, in float64
+ACTIVATION_BATCH = 100
+
+
+class Aligned(Endpoint):
+    """The second endpoint after re-basin: checkpoint.safetensors, and how it came about.
+
+    permutation.safetensors needs nothing of this project: for every ``<tensor>:<dim>`` it holds the indices with which
+    ``index_select`` along that dimension makes the aligned tensor from the second endpoint's. merged.safetensors is
+    the midpoint of the first endpoint and the aligned one.
+    """
+
+    name = "rebasin"
+
+    def __init__(self, context: Context, start: Endpoint, end: Endpoint) -> None:
+        super().__init__(context)
+        self.upstream = [start, end]
+        self.start, self.end = start, end
+        self.short_name = f"{end.short_name} aligned"
+        self.suffix = f"-{context.config.rebasin.method}"
+
+    @property
+    def label(self) -> str:
+        return f"{self.context.label}-{pair_label(self.start, self)}"
+
+    @property
+    def original(self) -> Endpoint:
+        return self.end
+
+    def fields(self) -> dict[str, Any]:
+        options = fields_off_default(self.context.config.rebasin)
+        unused = {"weight": ("examples", "similarity"), "activation": ("restarts", "sweeps", "seed")}
+        return {k: v for k, v in options.items() if k not in unused[str(self.context.config.rebasin.method)]}
+
+    @cached_property
+    def _traced(self) -> tuple[nn.Module, Symmetry, int]:
+        """The network on the CPU, its groups, and the batch that they were traced with."""
+        data = self.context.data_on_host
+        matched = self.context.config.rebasin.method is Match.activation
+        batch = min(ACTIVATION_BATCH, self.context.config.rebasin.examples, len(data.train)) if matched else 2
+        torch.manual_seed(0)
+        module = self.context.module().eval()
+        try:
+            return module, trace(module, data.inputs(data.train, slice(0, batch))), batch
+        except CannotTrace as error:
+            raise UserError(f"{error}. Without its graph no permutation is safe; set rebasin=none.") from None
+
+    def check(self) -> None:
+        """Raise UserError now, before anything is written, for a network that cannot be traced or has no symmetry."""
+        if self.locate(False).status == "cached":
+            return
+        _, symmetry, _ = self._traced
+        if not symmetry.groups:
+            unknown = ", ".join(symmetry.unknown)
+            because = f": {unknown} hold every axis in its place" if unknown else ""
+            raise UserError(
+                f"this network has no permutation that leaves its function alone{because}; set rebasin=none."
+            )
+
+    def compute(self, run: Run) -> None:
+        module, symmetry, batch = self._traced
+        a, b = self.start.state(), self.end.state()
+        found = self._match(module, symmetry, batch, a, b)
+        aligned = symmetry.permute(b, found.permutations)
+        certificate = certify(module, symmetry, b, aligned, self._examples())
+        if certificate["difference"] > TOLERANCE or certificate["control"] <= TOLERANCE:
+            raise RunFailed(
+                f"the permuted network is not the same function: outputs differ by {certificate['difference']:.1e} of "
+                f"the largest (a broken permutation: {certificate['control']:.1e}). Please report the network."
+            )
+        moves: dict[str, Tensor] = {}
+        for name, value in b.items():
+            for dim in range(value.dim()):
+                indices = symmetry.indices(name, dim, found.permutations)
+                if indices is not None:
+                    moves[f"{name}:{dim}"] = indices
+        write_state(run, "permutation.safetensors", moves)
+        write_state(run, "merged.safetensors", {k: _midpoint(a[k], aligned[k]) for k in a})
+        net = self.context.net(0)
+        with torch.no_grad():
+            net.module.load_state_dict(aligned)
+        evaluator = self.context.evaluator(net, Interpolation())
+        moved = [int((p != torch.arange(len(p))).sum()) for p in found.permutations]
+        self.write(
+            run,
+            evaluator,
+            net,
+            {
+                "method": str(self.context.config.rebasin.method),
+                "objective": found.objective,
+                "start": found.start,
+                "groups": [
+                    {"name": g.name, "size": g.size, "moved": m} for g, m in zip(symmetry.groups, moved, strict=True)
+                ],
+                "pinned_by": symmetry.unknown,
+                "certificate": certificate,
+            },
+        )
+        measured = {}
+        for split, scores in evaluator.scores().items():
+            measured[f"{split}_nll"], measured[f"{split}_error"] = scores.means
+        require_same(self.end.metrics(), measured, f"{self.short_name}")
+
+    def _match(
+        self, module: nn.Module, symmetry: Symmetry, batch: int, a: dict[str, Tensor], b: dict[str, Tensor]
+    ) -> Matching:
+        options, reporter = self.context.config.rebasin, self.context.reporter
+        if options.method is Match.weight:
+            device = self.context.device
+
+            def swept(start: int, sweep: int, objective: float) -> None:
+                reporter.progress(start, options.restarts + 1, f"sweep {sweep + 1} objective {objective:.4f}")
+                self.context.signals.check()
+
+            names = [n for n, _ in module.named_parameters()]
+            first, second = ({k: v.to(device) for k, v in state.items()} for state in (a, b))
+            return weight_matching(
+                symmetry, first, second, names, options.seed, options.restarts, options.sweeps, watch=swept
+            )
+        total = max(min(options.examples, len(self.context.data_on_host.train)) // batch, 1)
+        done = 0
+
+        def compared() -> None:
+            nonlocal done
+            done = min(done + 1, total)
+            reporter.progress(done, total, "comparing units")
+            self.context.signals.check()
+
+        centred = options.similarity is Similarity.correlation
+        return activation_matching(symmetry, a, b, self._batches(batch, total), centred, compared)
+
+    def _batches(self, batch: int, total: int) -> Iterator[Tensor]:
+        data = self.context.data_on_host
+        drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+        for part in drawn[: batch * total].split(batch):
+            yield data.inputs(data.train, part)
+
+    def _examples(self) -> Tensor:
+        data = self.context.data_on_host
+        return data.inputs(data.test, slice(0, CERTIFIED_ON))
+
+
+@torch.no_grad()
+def certify(
+    module: nn.Module, symmetry: Symmetry, before: dict[str, Tensor], after: dict[str, Tensor], x: Tensor
+) -> dict[str, Any]:
+    """How far the permuted network's outputs are from the original's, in float64 on real inputs.
+
+    ``difference``: the largest over outputs, relative to the largest output. ``control``: the same for a permutation
+    that is broken on purpose, moving one group in a single tensor; it shows that a wrong one would be seen.
+    """
+    exact = copy.deepcopy(module).double().eval()
+    generator = torch.Generator().manual_seed(0)
+
+    def outputs(state: dict[str, Tensor]) -> Tensor:
+        exact.load_state_dict(state)
+        found: Tensor = exact(x.double())
+        return found
+
+    wanted = outputs(before)
+    scale = float(wanted.abs().max()) or 1.0
+    control = 0.0
+    for i, group in enumerate(symmetry.groups):
+        permutations = symmetry.identity()
+        permutations[i] = torch.roll(torch.randperm(group.size, generator=generator), 1)
+        name = group.name.rsplit("[", 1)[0]
+        broken = {**before, name: symmetry.permute({name: before[name]}, permutations)[name]}
+        control = max(control, float((outputs(broken) - wanted).abs().max()) / scale)
+        if control > 1e-6:
+            break
+    difference = float((outputs(after) - wanted).abs().max()) / scale
+    return {"difference": difference, "control": control, "examples": len(x), "dtype": "float64"}
+
+
+def _midpoint(a: Tensor, b: Tensor) -> Tensor:
+    return torch.lerp(a, b, 0.5) if a.is_floating_point() else a
