@@ -561,6 +561,21 @@ def reproduce(
 
 
 @app.command()
+def symmetries(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: AsJson = False) -> None:
+    """Show an architecture's permutation groups: what may be permuted without changing its function.
+
+    modeconn symmetries architecture=resnet20, or architecture=torchvision architecture.model=densenet121.
+    """
+    from modeconn_cli.launch import compose
+    from modeconn_cli.stages.rebasin import groups_of
+    from modeconn_cli.terminal import show_symmetries
+
+    (job,) = compose(list(overrides or []), config_dir=config_dir)
+    found = groups_of(job.config)
+    print_json({"command": "symmetries", **found}) if as_json else show_symmetries(found)
+
+
+@app.command()
 def doctor(
     as_json: AsJson = False, data_dir: Annotated[str | None, typer.Option(help="Also look for data sets here.")] = None
 ) -> None:

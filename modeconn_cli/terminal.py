@@ -260,6 +260,24 @@ def show_gathered(rows: Sequence[dict[str, Any]], interval: str, confidence: flo
         out.print("[yellow]some runs share an endpoint, so they are not independent and intervals are too narrow[/]")
 
 
+def show_symmetries(found: dict[str, Any]) -> None:
+    """The permutation groups of an architecture."""
+    table = Table(title="Permutation groups", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table.add_column("size", justify="right")
+    table.add_column("runs along", overflow="fold")
+    for group in found["groups"]:
+        shown = group["along"][:6]
+        more = len(group["along"]) - len(shown)
+        table.add_row(str(group["size"]), ", ".join(shown).replace("[", "\\[") + (f" and {more} more" if more else ""))
+    out.print(table)
+    out.print(
+        f"\n{len(found['groups'])} groups, 10^{found['log10_symmetries']:.0f} networks of {found['parameters']:,} "
+        f"parameters compute the same function. In place: {', '.join(found['in_place']) or 'nothing'}."
+    )
+    for name, times in found["unknown_operations"].items():
+        out.print(f"[yellow]{name} is not known and holds what it touches in place ({times} times)[/]")
+
+
 def show_tables(tables: Sequence[Any]) -> None:
     """The published tables that `modeconn reproduce` knows."""
     table = Table(title="Published tables", title_justify="left", box=None, header_style="bold", pad_edge=False)

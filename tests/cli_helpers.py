@@ -103,18 +103,6 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modeconn_cli.stages.plot.write_figure", lambda folders, file, kind: file.write_bytes(b"none"))
 
 
-class Silent:
-    """A reporter that nobody listens to."""
-
-    def begin(self, stage: str, run: Any) -> None: ...
-
-    def progress(self, done: int, total: int, note: str) -> None: ...
-
-    def end(self, stage: str, run: Any, seconds: float) -> None: ...
-
-    def say(self, line: str) -> None: ...
-
-
 def folders(answer: Answer) -> dict[str, Path]:
     """The directories of a --json answer by stage; of several, the last."""
     return {row["stage"]: Path(row["directory"]) for row in answer.json["stages"]}

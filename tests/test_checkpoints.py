@@ -14,7 +14,6 @@ from cli_helpers import (
     QUICK,
     ROOT,
     SPIRALS,
-    Silent,
     compose,
     folders,
     no_pictures,
@@ -32,6 +31,7 @@ from modeconn_cli.runs import Run
 from modeconn_cli.schema import ARCHITECTURES, Family
 from modeconn_cli.stages import execute
 from modeconn_cli.stages.checkpoints import read_metadata, write_state
+from modeconn_cli.stages.context import Silent
 from modeconn_cli.stages.endpoints import CHECKPOINT
 from modeconn_cli.stages.plan import make_plan
 from modeconn_cli.stages.plot import Plot

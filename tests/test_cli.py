@@ -50,6 +50,7 @@ COMMANDS = [
     "gather",
     "connect",
     "reproduce",
+    "symmetries",
     "runs",
     "doctor",
     "completion",

@@ -104,6 +104,15 @@ def test_a_network_that_cannot_be_traced_is_refused_before_anything_is_written(t
     assert tree(tmp_path) == before
 
 
+def test_symmetries_shows_the_groups() -> None:
+    found = ok("symmetries", "architecture.width=8", "architecture.depth=2", "--json").json
+    assert [g["size"] for g in found["groups"]] == [8, 8]
+    assert found["groups"][0]["along"] == ["hidden.0.weight[0]", "hidden.0.bias[0]", "hidden.2.weight[1]"]
+    assert found["in_place"] == ["head.bias"]
+    assert found["log10_symmetries"] == pytest.approx(2 * 4.605520523)  # 8! twice
+    assert "2 groups" in ok("symmetries", "architecture.width=8", "architecture.depth=2").out
+
+
 def test_a_certificate_sees_a_permutation_that_is_not_one() -> None:
     torch.manual_seed(0)
     module = models.build("mlp", (8,), 3, width=6, depth=2).eval()

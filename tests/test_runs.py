@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from cli_helpers import SPIRALS, Silent, folders, leftovers, no_pictures, ok, processes, statuses, tree
+from cli_helpers import SPIRALS, folders, leftovers, no_pictures, ok, processes, statuses, tree
 
 from modeconn_cli import runs, schema
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.runs import Identity, Run
 from modeconn_cli.schema import Config, Source, TwoSpirals
+from modeconn_cli.stages.context import Silent
 from modeconn_cli.stages.plan import make_plan
 
 

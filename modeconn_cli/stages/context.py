@@ -60,6 +60,18 @@ class Reporter(Protocol):
         """A remark worth a line."""
 
 
+class Silent:
+    """A reporter that tells nobody."""
+
+    def begin(self, stage: str, run: runs.Run) -> None: ...
+
+    def progress(self, done: int, total: int, note: str) -> None: ...
+
+    def end(self, stage: str, run: runs.Run, seconds: float) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+
 class Signals:
     """Ctrl-C and SIGTERM as a flag that loops look at between steps; a second one stops at once."""
 

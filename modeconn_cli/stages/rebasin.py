@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation import require_same
 from modeconn_cli.runs import Run
-from modeconn_cli.schema import Interpolation, Match, Similarity, fields_off_default
+from modeconn_cli.schema import Config, Interpolation, Match, Similarity, check, fields_off_default
 from modeconn_cli.stages.checkpoints import write_state
-from modeconn_cli.stages.context import Context
+from modeconn_cli.stages.context import Context, Silent
 from modeconn_cli.stages.endpoints import Endpoint, pair_label
+from modeconn_cli.symmetry.axes import leaves
 from modeconn_cli.symmetry.graph import CannotTrace, Symmetry, trace
 from modeconn_cli.symmetry.matching import Matching, activation_matching, weight_matching
 
@@ -161,6 +163,39 @@ class Aligned(Endpoint):
     def _examples(self) -> Tensor:
         data = self.context.data_on_host
         return data.inputs(data.test, slice(0, CERTIFIED_ON))
+
+
+def groups_of(config: Config) -> dict[str, Any]:
+    """A configured architecture's permutation groups, the axes that each runs along, and what stays in place.
+
+    Raises:
+        UserError: it cannot be traced.
+    """
+    check(config)
+    context = Context(config, Silent())
+    data = context.data_on_host
+    module = context.module().eval()
+    try:
+        symmetry = trace(module, data.inputs(data.train, slice(0, 2)))
+    except CannotTrace as error:
+        raise UserError(f"{error}.") from None
+    number = {g.leaf: i for i, g in enumerate(symmetry.groups)}
+    along: list[list[str]] = [[] for _ in symmetry.groups]
+    still = []
+    for name, axes in symmetry.axes.items():
+        met = {number[leaf] for axis in axes for leaf in leaves(axis) if leaf in number}
+        for dim, axis in enumerate(axes):
+            for i in {number[leaf] for leaf in leaves(axis) if leaf in number}:
+                along[i].append(f"{name}[{dim}]")
+        if not met and axes:
+            still.append(name)
+    return {
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "groups": [{"size": g.size, "along": a} for g, a in zip(symmetry.groups, along, strict=True)],
+        "in_place": still,
+        "unknown_operations": symmetry.unknown,
+        "log10_symmetries": sum(math.lgamma(g.size + 1) for g in symmetry.groups) / math.log(10),
+    }
 
 
 @torch.no_grad()
