@@ -20,7 +20,7 @@ SHAPED_BY = {  # the groups of a run's configuration that its stage depends on
     "fit-curve": ("seed", "dataset", "architecture", "endpoints", "rebasin", "curve"),
     "evaluate": ("seed", "dataset", "architecture", "endpoints", "rebasin", "curve", "interpolation"),
 }
-REPLICATION = ("seed", "endpoints.seeds", "endpoints.init_seed", "endpoints.data_seed", "curve.seed")
+REPLICATION = ("seed", "endpoints.seeds", "curve.seed")
 # Where a run's input lies, or what it is called by; what it is stands elsewhere.
 NOT_SETTINGS = ("dataset.data_dir", "dataset.download", "dataset.path", "endpoints.checkpoints", "interpolation.path")
 MEASURED_METRICS = ("train_loss.above_mean", "test_error.above_mean")

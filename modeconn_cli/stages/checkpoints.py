@@ -16,6 +16,7 @@ from torch import Tensor
 from modeconn_cli.errors import UserError
 from modeconn_cli.runs import Run
 
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 WRAPPERS = ("model_state", "state_dict", "model", "model_state_dict")
 
 
@@ -40,7 +41,7 @@ def read_metadata(file: Path) -> dict[str, Any]:
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """The state_dict in a .safetensors or PyTorch file, whether plain or wrapped, with or without ``module.``.
+    """The state_dict in a .safetensors or PyTorch file, whether plain or wrapped, with or without PREFIXES.
 
     Raises:
         UserError: the file is damaged, holds no tensors by name, or would run code on being read.
@@ -68,8 +69,8 @@ def read_state(file: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{file} holds no state_dict: expected tensors by name, plain or under one of {', '.join(WRAPPERS)}."
         )
-    if all(k.startswith("module.") for k in content):
-        content = {k.removeprefix("module."): v for k, v in content.items()}
+    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in content)), None):
+        content = {k.removeprefix(prefix): v for k, v in content.items()}
     return dict(content)
 
 

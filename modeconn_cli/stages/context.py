@@ -27,6 +27,7 @@ from modeconn_cli.tracking import Trackers
 from modeconn_cli.weights import FlatModule
 
 SMALL = 200_000  # parameters
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 _recent_data: dict[str, tuple[str, Data]] = {}  # which the next job of a sweep most often wants again
 
 
@@ -159,20 +160,28 @@ class Context:
         return models.build(str(node.family), self.data_on_host.shape, self.data_on_host.classes, **plain)
 
     @cached_property
-    def parameters(self) -> int:
-        """Trainable parameters of the architecture, counted without allocating them where that is possible."""
+    def blueprint(self) -> nn.Module:
+        """The architecture without its weights, where it can be made so: to be counted and looked at."""
         try:
             with torch.device("meta"):
-                module = self.module()
+                return self.module()
         except (NotImplementedError, RuntimeError):
-            module = self.module()
-        return sum(p.numel() for p in module.parameters() if p.requires_grad)
+            return self.module()
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of the architecture."""
+        return sum(p.numel() for p in self.blueprint.parameters() if p.requires_grad)
 
     def settle_threads(self) -> None:
         """Leave one thread to small fully connected networks: several only wait for one another."""
         if self.config.runtime.threads == 0 and self.device.type == "cpu":
-            small = self.config.architecture.family is Family.mlp and self.parameters < SMALL
-            torch.set_num_threads(1 if small else default_threads())
+            layers = [m for m in self.blueprint.modules() if not [*m.children()]]
+            dense = (
+                not any(isinstance(m, CONVOLUTIONS) for m in layers)
+                and self.config.architecture.family is not Family.vit
+            )
+            torch.set_num_threads(1 if dense and self.parameters < SMALL else default_threads())
 
     def net(self, seed: int) -> FlatModule:
         """The network on the device, initialised by a seed on the CPU, so that every device starts alike."""

@@ -144,7 +144,7 @@ def end_points(net: FlatModule, start: Endpoint, end: Endpoint) -> Tensor:
     moved = [n for n in frozen if not torch.equal(states[0][n], states[1][n])]
     if moved:
         raise UserError(
-            f"the endpoints differ in {moved[0]}, which the architecture freezes: frozen weights are not "
-            "coordinates of a path, so they must agree."
+            f"the endpoints differ in {moved[0]}, which the architecture freezes: frozen weights are not coordinates "
+            "of a path, so they must agree. endpoints.init_seed=0 gives all endpoints one initialisation."
         )
     return W_2p

@@ -173,7 +173,7 @@ def recorded_metrics(folder: Path) -> dict[str, float]:
 
 
 def split_note(evaluator: Evaluator, key: str) -> dict[str, Any]:
-    """What a split of the results is: its name, clean examples, how many, whole or the first ones."""
+    """What a split of the results is: its name, clean examples, how many, whole or a fixed draw."""
     split = evaluator.splits[key]
     whole = len(evaluator.data.train if key == "train" else evaluator.data.test)
     return {"split": split.name, "examples": len(split), "whole": len(split) == whole, "augmented": False}
