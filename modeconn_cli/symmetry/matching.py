@@ -30,11 +30,22 @@ class Matching:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a group's index set runs along a tensor: (size, m) flat positions along ``dim``; None: all, in order."""
+    """Where a group's index set runs along a tensor: (size, m) flat positions along ``dim``; None: ``run`` of them.
+
+    run: the first of consecutive positions and their number, which need no copy to be looked at.
+    """
 
     tensor: int
     dim: int
     at: Tensor | None
+    run: tuple[int, int] = (0, 0)
+
+
+def _place(tensor: int, dim: int, at: Tensor) -> _Place:
+    first, n = int(at[0, 0]), len(at)
+    if at.shape[1] == 1 and torch.equal(at[:, 0], torch.arange(first, first + n)):
+        return _Place(tensor, dim, None, (first, n))
+    return _Place(tensor, dim, at)
 
 
 class _Problem:
@@ -51,7 +62,6 @@ class _Problem:
         self.axes: list[list[Axis]] = [symmetry.axes[n] for n in self.names]
         self.a = [a[n].detach().float() for n in self.names]
         self.b = [b[n].detach().float().clone() for n in self.names]
-        device = self.a[0].device if self.a else torch.device("cpu")
         self.places: list[list[_Place]] = [[] for _ in self.groups]
         self.around: list[set[int]] = []  # the groups of each tensor
         for t, axes in enumerate(self.axes):
@@ -59,13 +69,13 @@ class _Problem:
             for d, axis in enumerate(axes):
                 for leaf, at in positions(axis):
                     if leaf in number:
-                        whole = at.shape[1] == 1 and len(at) == self.a[t].shape[d]
-                        self.places[number[leaf]].append(_Place(t, d, None if whole else at.to(device)))
+                        self.places[number[leaf]].append(_place(t, d, at))
                         self.around[t].add(number[leaf])
         self.permutations = symmetry.identity()
         self.moved = [0] * len(self.groups)  # a clock for each group
         self.clock = 0
         self._terms: dict[tuple[int, int], tuple[int, Tensor]] = {}
+        self._rows_of_a: dict[tuple[int, int], Tensor] = {}
         # Where a group runs along two dimensions of one tensor its cost is quadratic.
         self.quadratic = [len({p.tensor for p in places}) < len(places) for places in self.places]
 
@@ -76,7 +86,9 @@ class _Problem:
         kept = self._terms.get((group, place))
         if kept is not None and kept[0] >= since and not self.quadratic[group]:
             return kept[1]
-        found = _rows(self.a[p.tensor], p) @ _rows(self.b[p.tensor], p).T
+        if (group, place) not in self._rows_of_a:
+            self._rows_of_a[group, place] = _rows(self.a[p.tensor], p)
+        found = self._rows_of_a[group, place] @ _rows(self.b[p.tensor], p).T
         self._terms[group, place] = self.clock, found
         return found
 
@@ -126,7 +138,7 @@ class _Problem:
     def objective(self) -> float:
         """The inner product of A with B as it is now."""
         moving = zip(self.a, self.b, strict=True)
-        return self.constant + float(sum((x * y).sum(dtype=torch.float64) for x, y in moving))
+        return self.constant + sum(float(torch.dot(x.reshape(-1), y.reshape(-1))) for x, y in moving)
 
 
 def assign(cost: np.ndarray) -> np.ndarray:
@@ -220,7 +232,7 @@ def activation_matching(
     for x in batches:
         seen = [_observe(symmetry, state, x, wanted) for state in (a, b)]
         for name, dim in sites:
-            sums[name, dim].add(*(_rows(s[name], _Place(0, dim, None)).double() for s in seen))
+            sums[name, dim].add(*(s[name].movedim(dim, 0).flatten(1).double() for s in seen))
         watch()
     alike = {place: m.correlation() if centred else m.product for place, m in sums.items()}
     problem = _ActivationProblem(symmetry, sites, alike)
@@ -370,6 +382,6 @@ def _settle(problem: _Problem) -> None:
 def _rows(tensor: Tensor, place: _Place) -> Tensor:
     """A tensor as (size, everything else) along a place."""
     if place.at is None:
-        return tensor.movedim(place.dim, 0).reshape(tensor.shape[place.dim], -1)
-    picked = tensor.index_select(place.dim, place.at.reshape(-1)).movedim(place.dim, 0)
+        return tensor.narrow(place.dim, *place.run).movedim(place.dim, 0).reshape(place.run[1], -1)
+    picked = tensor.index_select(place.dim, place.at.reshape(-1).to(tensor.device)).movedim(place.dim, 0)
     return picked.reshape(len(place.at), -1)
