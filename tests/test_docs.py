@@ -26,14 +26,14 @@ import numpy as np
 import pytest
 import torch
 import typer
-from cli_helpers import BIN, QUICK, ROOT, Silent, call, no_pictures, ok, refused
+from cli_helpers import BIN, QUICK, ROOT, call, no_pictures, ok, refused
 from safetensors.torch import save_file
 from test_data import IDX_FILES, cifar_pickles, idx_bytes, write_folder
 
 from modeconn_cli import cli, launch, schema
 from modeconn_cli.errors import UserError
 from modeconn_cli.schema import plain
-from modeconn_cli.stages.context import Context
+from modeconn_cli.stages.context import Context, Silent
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDE = ROOT / "docs" / "own-network.md"
@@ -121,7 +121,7 @@ def test_a_line_that_no_rule_fits_is_not_passed_over() -> None:
 
 # ------------------------------------------------------------------------------------------------- made small
 
-AS_IT_IS = ("plot", "gather", "runs", "doctor", "completion", "--help", "--version")
+AS_IT_IS = ("plot", "report", "gather", "symmetries", "runs", "doctor", "completion", "--help", "--version")
 PLACEHOLDERS = {"curve.epochs=E": "curve.epochs=20"}
 LARGE = re.compile(r"experiment=|architecture=(vgg|preresnet|wrn|resnet(32|44|56|110)|vit|torchvision)")
 FROM_FILES = ("fashion_mnist", "mnist", "kmnist", "cifar", "svhn")
