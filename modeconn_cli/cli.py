@@ -311,7 +311,7 @@ def connect(
     def joined(session: Session) -> bool:
         return any(v["connected"] == "yes" for v in session.jobs[0]["verdicts"])
 
-    last = ask()
+    last, failed = ask(), 0
     more: list[str] = []
     if last.code == 0 and not joined(last):
         aligned = ask("aligned")
@@ -321,7 +321,9 @@ def connect(
         # Enough steps for a first answer; a curve of more epochs is an override away.
         (job,) = compose(given)
         epochs = -(-CONNECT_STEPS // steps_per_epoch(last.train_examples, job.config.curve.batch_size))
-        last = ask(*more, "curve", curved=[f"curve.epochs={epochs}"])
+        bent = ask(*more, "curve", curved=[f"curve.epochs={epochs}"])
+        # A curve that fails has said so; what the straight lines gave is the answer still.
+        last, failed = (last, bent.code) if bent.code == 1 else (bent, 0)
     entry = last.jobs[0]
     if last.code:
         if as_json:
@@ -330,11 +332,11 @@ def connect(
     answer, sentence = connection(entry["verdicts"], first.name, second.name)
     if as_json:
         verdict = {"answer": answer, "sentence": sentence}
-        print_json({"command": "connect", "exit_code": 0, "verdict": verdict, **entry})
+        print_json({"command": "connect", "exit_code": failed, "verdict": verdict, **entry})
     else:
         show_result(entry)
         print(f"\n{sentence}")
-    sys.exit(0)
+    sys.exit(failed)
 
 
 CONNECT_STEPS = 2000  # gradient steps of a curve that `connect` fits

@@ -302,7 +302,7 @@ def find(root: Path, wanted: str) -> Found:
     if len(names) > 1:
         raise UserError(
             f"{wanted!r} fits {len(names)} runs: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}; "
-            "give the stage too, as STAGE/NAME, or more of the digest."
+            "give more of it: the stage as STAGE/NAME, the digest at its end."
         )
     if not fitting:
         raise UserError(f"no run {wanted!r} under {root}/: `modeconn runs list` shows what is there.")
@@ -392,9 +392,14 @@ def upstream_of(run: Found) -> list[Found]:
 
 def endpoints_of(run: Found) -> tuple[str, ...]:
     """The digests of the endpoints that a run's results stand on, in order."""
+    return tuple(endpoint.digest for endpoint in endpoints_behind(run))
+
+
+def endpoints_behind(run: Found) -> list[Found]:
+    """The endpoints that a run's results stand on, in order; itself, for an endpoint."""
     if run.stage == "train-endpoints":
-        return (run.digest,)
-    return tuple(dict.fromkeys(d for u in upstream_of(run) for d in endpoints_of(u)))
+        return [run]
+    return [*dict.fromkeys(endpoint for u in upstream_of(run) for endpoint in endpoints_behind(u))]
 
 
 def command_line() -> str:

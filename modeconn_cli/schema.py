@@ -555,6 +555,11 @@ def _check_together(config: Config) -> None:
     if pipeline.replicates is not None:
         if not pipeline.replicates or len(set(pipeline.replicates)) < len(pipeline.replicates):
             raise UserError(f"pipeline.replicates={pipeline.replicates} must be different seeds, as [0,1,2].")
+        if config.seed:
+            raise UserError(
+                f"pipeline.replicates={pipeline.replicates} names the replicates, and seed={config.seed} another: drop "
+                "one of the two."
+            )
         if config.endpoints.seeds is not None or config.endpoints.checkpoints is not None:
             raise UserError(
                 "pipeline.replicates makes endpoints of its own, and endpoints.seeds or endpoints.checkpoints name "

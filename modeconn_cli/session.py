@@ -166,7 +166,7 @@ class Session:
             several = (self.sweep or self.command == "run") and not self.dry_run
             means = {"gathered": without_nan(self._means())} if several else {}
             print_json({"command": self.command, "exit_code": self.code, **jobs, **means})
-        elif self.sweep and not self.dry_run and any("overrides" in job for job in self.jobs):
+        elif self.sweep and not self.dry_run and any("stages" in job for job in self.jobs):
             from modeconn_cli.terminal import show_sweep
 
             show_sweep(self.jobs, self._means())

@@ -164,6 +164,7 @@ def test_a_failing_branch_does_not_stop_the_others(tmp_path: Path) -> None:
         ("interpolation.points=1", "interpolation.points=1"),
         ("pipeline.replicates=[1,1]", "different seeds"),
         ("pipeline.replicates=[1] endpoints.seeds=[0,1]", "drop one"),
+        ("pipeline.replicates=[1] seed=5", "seed=5 another"),
         ("pipeline.paths=[]", "pipeline.paths"),
         ("pipeline.paths=[curves]", "pipeline.paths"),
     ],
@@ -229,6 +230,21 @@ def test_gather_takes_patterns_and_the_newest_version(lab: Path, monkeypatch: py
     (ends,) = ok("gather", f"{lab.name}/train-endpoints", "--over", "architecture", "--json").json["rows"]
     assert (ends["path"], ends["n"]) == ("endpoint", 12)
     assert {*ends["metrics"]} == {"train_nll", "test_error"}
+
+
+def test_gather_does_not_mix_data_that_differ_nor_count_a_run_twice(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        x, y = rng.normal(size=(80, 3)).astype(np.float32), rng.integers(0, 2, 80)
+        np.savez(tmp_path / f"{name}.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+    quick = [o for o in SPIRALS if "dataset" not in o]
+    for seed, name in enumerate("ab"):
+        ok("interpolate", "dataset=arrays", f"dataset.path={name}.npz", f"seed={seed}", *quick, "-q")
+    rows = ok("gather", "--json").json["rows"]
+    assert [r["n"] for r in rows] == [1, 1]
+    assert len({r["dataset.sha256"] for r in rows}) == 2
+    twice = ok("gather", "outputs", str(tmp_path / "outputs"), "--json").json["rows"]
+    assert [r["n"] for r in twice] == [1, 1]
 
 
 def test_gather_prints_csv_markdown_and_latex(lab: Path) -> None:

@@ -265,6 +265,64 @@ def test_a_network_with_everything() -> None:
     assert len(symmetry.groups) >= 4
 
 
+class Awkward(nn.Module):
+    """One hidden layer of eight between linear maps, and what is done to it."""
+
+    def __init__(self, act: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(4, 8), nn.Linear(8, 3), act
+        self.low = nn.Parameter(torch.linspace(-1, 1, 8))
+        self.W = nn.Parameter(torch.randn(8, 8))
+        self.register_buffer("mask", torch.tensor([1.0, 0, 1, 0, 0, 1, 1, 0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.act(self, self.a(x)))
+
+
+AWKWARD: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "clamp by a tensor": lambda m, h: torch.clamp(h, min=m.low),  # type: ignore[call-overload]
+    "logical and": lambda m, h: torch.logical_and(h > 0, m.low > 0).to(h.dtype),  # type: ignore[operator, arg-type]
+    "strides turned": lambda m, h: h @ torch.as_strided(m.W * 1, (8, 8), (1, 8)),  # type: ignore[operator, arg-type]
+    "a mask": lambda m, h: h * m.mask,  # type: ignore[operator]
+    "an empty slice": lambda m, h: torch.cat([h[:, :0], h], 1),
+    "slices that meet": lambda m, h: torch.cat([h[:, :4], h[:, 4:4], F.relu(h[:, 4:])], 1),
+    "a sum of all": lambda m, h: h * h.sum().sum(0),
+    "a softmax": lambda m, h: torch.softmax(h, 1),
+    "sorted": lambda m, h: h.sort(1).values,
+    "shifted": lambda m, h: h + h.roll(1, 1),
+    "cumulated": lambda m, h: h.cumsum(1),
+    "the largest's place": lambda m, h: h * h.argmax(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_no_symmetry_is_claimed_that_does_not_hold(name: str) -> None:
+    torch.manual_seed(0)
+    module = Awkward(AWKWARD[name]).eval()
+    x = torch.randn(5, 4)
+    symmetry = trace(module, x)
+    moved = symmetry.permute(module.double().state_dict(), shuffled(symmetry))
+    assert differs(module, moved, x) < 1e-12
+    assert torch.equal(moved["mask"], module.mask)  # a buffer is no coordinate of a path, so it stays
+
+
+def test_pooled_positions_move_with_their_channels() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 6, 3), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            _, at = F.max_pool2d(self.a(x), 2, return_indices=True)
+            return self.b(at.to(x.dtype).mean((2, 3)))
+
+    torch.manual_seed(0)
+    module, x = Positions().eval(), torch.randn(2, 1, 8, 8)
+    symmetry = trace(module, x)
+    moved = symmetry.permute(module.double().state_dict(), shuffled(symmetry))
+    assert differs(module, moved, x) < 1e-12
+
+
 def test_an_operation_that_is_not_known_pins_and_is_named() -> None:
     class Sorted(nn.Module):
         def __init__(self) -> None:

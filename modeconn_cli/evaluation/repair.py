@@ -42,7 +42,7 @@ class Repair:
         sums: dict[nn.Module, list[Any]] = {site: [0, 0.0, 0.0] for site in self.sites}
 
         def collect(site: nn.Module, _inputs: Any, output: Tensor) -> None:
-            x = _by_channel(output).double()
+            x = _by_channel(site, output).double()
             kept = sums[site]
             kept[0] += x.shape[1]
             kept[1] = kept[1] + x.sum(1)
@@ -76,13 +76,13 @@ class Repair:
         met: dict[nn.Module, list[Any]] = {site: [0, 0.0, 0.0] for site in self.sites}
 
         def by_batch(site: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-            x = _by_channel(output)
+            x = _by_channel(site, output)
             mean, variance = x.mean(1), x.var(1, unbiased=False)
             kept = met[site]
             kept[0] += x.shape[1]
             kept[1] = kept[1] + x.shape[1] * mean.double()
             kept[2] = kept[2] + x.shape[1] * variance.double()
-            return self._moved(output, mean, variance.sqrt(), *target[site])
+            return self._moved(site, output, mean, variance.sqrt(), *target[site])
 
         self._handles = [site.register_forward_hook(by_batch) for site in self.sites]
         try:
@@ -97,7 +97,7 @@ class Repair:
         found = {s: ((m / n).float(), (v / n).sqrt().float()) for s, (n, m, v) in met.items()}
 
         def as_found(site: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-            return self._moved(output, *found[site], *target[site])
+            return self._moved(site, output, *found[site], *target[site])
 
         self._handles = [site.register_forward_hook(as_found) for site in self.sites]
 
@@ -107,20 +107,22 @@ class Repair:
             handle.remove()
         self._handles = []
 
-    def _moved(self, output: Tensor, mean: Tensor, std: Tensor, new_mean: Tensor, new_std: Tensor) -> Tensor:
+    def _moved(
+        self, site: nn.Module, output: Tensor, mean: Tensor, std: Tensor, new_mean: Tensor, new_std: Tensor
+    ) -> Tensor:
         # A channel that does not vary has no deviation to set: it gets the mean alone.
         varies = std > 1e-6 * (std.max() + 1e-30)
         ratio = torch.where(varies, new_std / std.clamp(min=1e-30), 1.0 if not self.shift else 0.0)
-        shape = [1, -1] + [1] * (output.dim() - 2) if output.dim() != 3 else [1, 1, -1]
+        shape = [-1] if isinstance(site, nn.Linear) else [-1] + [1] * (output.dim() - 2)
         scale = ratio.view(shape).to(output.dtype)
         if not self.shift:
             return output * scale
         return (output - mean.view(shape)) * scale + new_mean.view(shape)
 
 
-def _by_channel(x: Tensor) -> Tensor:
-    """(C, everything else); channels are last in a sequence (N, S, C), else second."""
-    return x.reshape(-1, x.shape[-1]).T if x.dim() == 3 else x.movedim(1, 0).reshape(x.shape[1], -1)
+def _by_channel(site: nn.Module, x: Tensor) -> Tensor:
+    """(C, everything else); a linear layer's channels are last, others' second."""
+    return x.reshape(-1, x.shape[-1]).T if isinstance(site, nn.Linear) else x.movedim(1, 0).flatten(1)
 
 
 @torch.no_grad()

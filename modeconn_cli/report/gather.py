@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.runs import Found
+from modeconn_cli.runs import Found, endpoints_behind
 
 SHAPED_BY = {  # the groups of a run's configuration that its stage depends on
     "train-endpoints": ("dataset", "architecture", "endpoints"),
@@ -21,7 +21,7 @@ SHAPED_BY = {  # the groups of a run's configuration that its stage depends on
     "evaluate": ("seed", "dataset", "architecture", "endpoints", "rebasin", "curve", "interpolation"),
 }
 REPLICATION = ("seed", "endpoints.seeds", "curve.seed")
-# Where a run's input lies, or what it is called by; what it is stands elsewhere.
+# Where a run's input lies, or what it is called by; what it is, :func:`_inputs` says.
 NOT_SETTINGS = ("dataset.data_dir", "dataset.download", "dataset.path", "endpoints.checkpoints", "interpolation.path")
 MEASURED_METRICS = ("train_loss.above_mean", "test_error.above_mean")
 ENDPOINT_METRICS = ("train_nll", "test_error")
@@ -39,7 +39,7 @@ class Record:
 
 def record(run: Found) -> Record:
     """Read a finished run of an endpoint or of a measured path."""
-    settings = run_settings(run)
+    settings = {**run_settings(run), **_inputs(run)}
     summary = run.read("summary.json")
     if "barriers" not in summary:
         return Record(run, settings, dict(summary.get("metrics", {})), (str(summary.get("seed", summary.get("file"))),))
@@ -47,6 +47,21 @@ def record(run: Found) -> Record:
     for metric, conventions in summary["barriers"].items():
         results |= {f"{metric}.{name}": interval["value"] for name, interval in conventions.items()}
     return Record(run, settings, results, tuple(summary["task"]["endpoints"].split(" and ")))
+
+
+def _inputs(run: Found) -> dict[str, Any]:
+    """What a run's inputs hold, by checksum: the data, endpoints that come from files, code of one's own."""
+    found: dict[str, Any] = {"dataset.sha256": run.read("provenance.json").get("dataset_sha256", "")[:10]}
+    files = []
+    for endpoint in endpoints_behind(run):
+        fields = endpoint.read("provenance.json").get("identity", {}).get("fields", {})
+        files += [fields["file"][:10]] if "file" in fields else []
+        code = fields.get("architecture", {}).get("code")
+        if code:
+            found["architecture.code"] = str(code)[:10]
+    if files:
+        found["endpoints.files"] = ",".join(files)
+    return found
 
 
 def run_settings(run: Found) -> dict[str, Any]:
@@ -119,9 +134,9 @@ def choose(root: Path, patterns: Sequence[str]) -> list[Found]:
                 f"{pattern!r} holds no finished run: give an output directory, or a pattern of run directories."
             )
         for run in runs:
-            before = newest.get(run.folder.parent)
-            if before is None or int(run.version[1:]) > int(before.version[1:]):
-                newest[run.folder.parent] = run
+            place = run.folder.parent.resolve()
+            if place not in newest or int(run.version[1:]) > int(newest[place].version[1:]):
+                newest[place] = run
     return list(newest.values())
 
 

@@ -62,7 +62,12 @@ def _draw(paths: Sequence[PathResult], heading: str) -> Figure:
     handles, labels = [handles[i] for i in order], [labels[i] for i in order]
     note = "bands: 1.96 standard errors; dots: maxima"
     legend = figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), 4), title=note, title_fontsize=7
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(len(labels), 4 if max(map(len, labels)) < 24 else 2),
+        title=note,
+        title_fontsize=7,
     )
     legend.get_title().set_color("0.4")
     figure.suptitle(heading, fontsize=10)

@@ -73,7 +73,8 @@ def connection(verdicts: list[dict[str, Any]], first: str, second: str) -> tuple
     Of the verdicts on the paths that were measured, the simplest path that joins decides.
     """
     first_yes = next((v for v in verdicts if v["connected"] == "yes"), None)
-    told = first_yes or next((v for v in verdicts if v["connected"] == "undecided"), verdicts[-1])
+    undecided = [v for v in verdicts if v["connected"] == "undecided"]
+    told = first_yes or (min(undecided, key=lambda v: v["value"]) if undecided else verdicts[-1])
     kind = told["path"].split(",")[0]
     figures = (
         f"test-error barrier {told['value']:.2f} points [{told['low']:.2f}, {told['high']:.2f}] along the {kind}, "

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.fx.experimental.symbolic_shapes
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -120,7 +121,10 @@ def trace(module: nn.Module, example: Tensor) -> Symmetry:
         raise CannotTrace(f"{type(module).__name__} cannot be traced: {said}") from error
     finally:
         module.train(mode)
-    return _Walk(program, module).symmetry()
+    try:
+        return _Walk(program, module).symmetry()
+    except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode:
+        raise CannotTrace(f"{type(module).__name__} cannot be traced: a shape in it depends on the data") from None
 
 
 class _Walk:
@@ -134,6 +138,7 @@ class _Walk:
         stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.tensors: dict[str, Axes] = {}
         self._constants: dict[int, Axes] = {}
+        self.statistics: set[Node] = set()
         state = module.state_dict(keep_vars=True)
         read: set[str] = set()
         for node in program.graph.nodes:
@@ -152,7 +157,16 @@ class _Walk:
             elif node.op == "output":
                 for value in _flatten(node.args):
                     self._pin_value(value)
+        # A buffer is no coordinate: on a path it is averaged or taken from one end, so only BatchNorm's statistics,
+        # which are estimated anew, may move. Masks and tables stay as they are.
+        kept = {stored.get(n.name) for n in self.statistics}
+        for name in signature.inputs_to_buffers.values():
+            if name in state and name not in kept:
+                for axis in self._of_tensor(state[name], list(state[name].shape)):
+                    pin(axis)
         for name, value in state.items():
+            if not isinstance(value, Tensor):
+                continue
             self.tensors[name] = self._of_tensor(value, list(value.shape))
             # Tied tensors are one tensor: read under any of their names, they are read.
             alive = any(value is state[r] for r in read)
@@ -184,12 +198,21 @@ class _Walk:
     def _call(self, node: Node) -> None:
         name = _name(node)
         rule = RULES.get(name)
-        if rule is not None:
-            found = rule(self, node)
-            if found is not None:
-                self.axes[node] = found
-                return
-        self._give_up(node, name)
+        try:
+            found = rule(self, node) if rule is not None else None
+        except (ValueError, IndexError, ZeroDivisionError, TypeError):  # a case that the rule was not written for
+            found = None
+        if found is not None and self._fits(found, node):
+            self.axes[node] = found
+        else:
+            self._give_up(node, name)
+
+    def _fits(self, found: Axes | list[Axes], node: Node) -> bool:
+        """Whether the axes are of the sizes that the operation's result has."""
+        meta = node.meta.get("val")
+        if not isinstance(meta, Tensor):
+            return True
+        return [size(a) for a in found if not isinstance(a, list)] == [int(n) for n in meta.shape]
 
     def _give_up(self, node: Node, name: str) -> None:
         """Pin everything that an operation reads and gives."""
@@ -249,7 +272,7 @@ def _flatten(value: Any) -> list[Any]:
 
 NONLINEAR = {
     *("relu", "gelu", "silu", "sigmoid", "tanh", "elu", "leaky_relu", "hardtanh", "hardswish", "softplus", "mish"),
-    *("relu6", "clamp", "hardsigmoid"),
+    *("relu6", "hardsigmoid"),
 }
 
 LINEAR = {"add", "addmm", "mm", "bmm", "linear", "convolution", "native_layer_norm", "mul"}
@@ -275,21 +298,24 @@ def _argument(node: Node, position: int, name: str, default: Any = None) -> Any:
 
 @rule(
     "relu", "gelu", "silu", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "abs", "neg", "erf", "elu", "leaky_relu",
-    "hardtanh", "hardswish", "hardsigmoid", "softplus", "clamp", "clone", "contiguous", "_to_copy", "alias", "detach",
+    "hardtanh", "hardswish", "hardsigmoid", "softplus", "clone", "contiguous", "_to_copy", "alias", "detach",
     "dropout", "native_dropout", "reciprocal", "square", "sin", "cos", "logical_not", "full_like", "zeros_like",
     "ones_like", "mish", "log1p", "expm1", "sign", "floor", "round", "lift_fresh_copy", "log_sigmoid_forward", "relu6",
-    "_softmax", "_log_softmax", "_safe_softmax", "logical_and",
+    "_softmax", "_log_softmax", "_safe_softmax",
 )  # fmt: skip
 def _same(walk: _Walk, node: Node) -> Axes | list[Axes] | None:
+    if sum(isinstance(a, Node) for a in _flatten((node.args, node.kwargs))) > 1:
+        return None
     return walk.of(_args(node)[0])
 
 
 @rule(
     "add", "sub", "mul", "div", "maximum", "minimum", "pow", "where", "eq", "ne", "lt", "le", "gt", "ge", "fmod",
-    "remainder", "rsub", "addcmul", "lerp", "atan2", "bitwise_and", "bitwise_or",
+    "remainder", "clamp", "clamp_min", "clamp_max", "logical_and", "logical_or",
+    "rsub", "addcmul", "lerp", "atan2", "bitwise_and", "bitwise_or",
 )  # fmt: skip
 def _broadcast(walk: _Walk, node: Node) -> Axes | None:
-    inputs = [walk.of(a) for a in _args(node) if isinstance(a, Node)]
+    inputs = [walk.of(a) for a in _flatten((node.args, node.kwargs)) if isinstance(a, Node)]
     return _broadcast_axes(inputs, _shape(node))
 
 
@@ -370,33 +396,13 @@ def _linear(walk: _Walk, node: Node) -> Axes | None:
     return [*x[:-1], weight[0]]
 
 
-@rule(
-    "scaled_dot_product_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_flash_attention",
-)
-def _attention(walk: _Walk, node: Node) -> Axes | list[Axes] | None:
-    q, k, v = (walk.of(_args(node)[i]) for i in range(3))
-    mask = walk.of(_argument(node, 3, "attn_mask") or node.kwargs.get("attn_bias"))
-    for axis in mask:
-        pin(axis)
-    for left, middle, right in zip(q[:-2], k[:-2], v[:-2], strict=True):
-        unify(left, middle)
-        unify(left, right)
-    unify(q[-1], k[-1])
-    unify(k[-2], v[-2])
-    out = [*q[:-1], v[-1]]
-    meta = node.meta.get("val")
-    return [out, *(_fresh_pinned(m) for m in meta[1:])] if isinstance(meta, tuple | list) else out
-
-
 @rule("_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")
 def _batch_norm(walk: _Walk, node: Node) -> list[Axes]:
     x = walk.of(_args(node)[0])
     for argument in _args(node)[1:5]:
         for axis in walk.of(argument):
             unify(x[1], axis)
+    walk.statistics |= {a for a in _args(node)[3:5] if isinstance(a, Node)}
     return [x, [], []]
 
 
@@ -489,7 +495,10 @@ def _expand(walk: _Walk, node: Node) -> Axes:
 def _as_strided(walk: _Walk, node: Node) -> Axes | None:
     source = _args(node)[0]
     assert isinstance(source, Node)
-    return walk.of(source) if _shape(source) == _shape(node) else None
+    before, after = source.meta["val"], node.meta["val"]
+    steps = [[s for n, s in zip(t.shape, t.stride(), strict=True) if n != 1] for t in (before, after)]
+    alike = before.shape == after.shape and steps[0] == steps[1]
+    return walk.of(source) if alike and before.storage_offset() == after.storage_offset() else None
 
 
 @rule("slice")
@@ -497,6 +506,9 @@ def _slice(walk: _Walk, node: Node) -> Axes | None:
     x = list(walk.of(_args(node)[0]))
     d = int(_argument(node, 1, "dim", 0)) % len(x)
     n = size(x[d])
+    if not _shape(node)[d]:
+        x[d] = Leaf(0, pinned=True)
+        return x
     start, end = _argument(node, 2, "start"), _argument(node, 3, "end")
     start = 0 if start is None else max(start + n, 0) if start < 0 else min(start, n)
     end = n if end is None else max(end + n, 0) if end < 0 else min(end, n)
@@ -588,7 +600,7 @@ def _pool(walk: _Walk, node: Node) -> Axes | list[Axes]:
     for axis in x[-space:]:
         pin(axis)
     out: Axes = [*x[:-space], *(Leaf(int(n), pinned=True) for n in first.shape[-space:])]
-    return [out, _fresh_pinned(meta[1])] if isinstance(meta, tuple | list) else out
+    return [out, list(out)] if isinstance(meta, tuple | list) else out
 
 
 @rule("embedding")

@@ -77,7 +77,9 @@ class _Problem:
         self._terms: dict[tuple[int, int], tuple[int, Tensor]] = {}
         self._rows_of_a: dict[tuple[int, int], Tensor] = {}
         # Where a group runs along two dimensions of one tensor its cost is quadratic.
-        self.quadratic = [len({p.tensor for p in places}) < len(places) for places in self.places]
+        self.quadratic = [
+            len({p.tensor for p in places}) < len({(p.tensor, p.dim) for p in places}) for places in self.places
+        ]
 
     def term(self, group: int, place: int) -> Tensor:
         """One tensor's part of a group's cost matrix (size, size): rows of A against rows of B as it is now."""
