@@ -278,8 +278,9 @@ def connect(
 ) -> None:
     """Are these two networks connected? By the straight line, or after alignment, or else by a curve.
 
-    modeconn connect a.pt b.pt --model nets.py:Net --data data.npz. Weight decay is taken as 0, so the loss is plain
-    cross-entropy; endpoints.weight_decay=... and curve.weight_decay=... say otherwise.
+    modeconn connect a.pt b.pt --model nets.py:Net --data data.npz. Arrays are taken as they are (bytes as 0 to 1);
+    dataset.mean=null dataset.std=null normalises them. Weight decay is taken as 0, so the loss is plain cross-entropy;
+    endpoints.weight_decay=... and curve.weight_decay=... say otherwise.
     """
     from modeconn_cli.launch import compose, groups, quoted
     from modeconn_cli.report.tables import connection
@@ -298,7 +299,8 @@ def connect(
     if data in named["dataset"] and not Path(data).exists():
         examples = [f"dataset={data}"]
     else:
-        examples = ["dataset=arrays", f"dataset.path={quoted(data)}"]
+        # A file of arrays holds what its networks were fed, so nothing more is done to it.
+        examples = ["dataset=arrays", f"dataset.path={quoted(data)}", "dataset.mean=[0]", "dataset.std=[1]"]
     ends = f"endpoints.checkpoints=[{quoted(str(first))},{quoted(str(second))}]"
     given = [ends, *net, *examples, "endpoints.weight_decay=0", "curve.weight_decay=0", *(overrides or [])]
 
@@ -330,6 +332,13 @@ def connect(
             print_json({"command": "connect", "exit_code": last.code, **entry})
         sys.exit(last.code)
     answer, sentence = connection(entry["verdicts"], first.name, second.name)
+    chance = 100 * (1 - 1 / last.classes)
+    lost = [e["from"] for e in entry["endpoints"] if e["test_error"] > 0.9 * chance]
+    if lost:
+        complain(
+            f"{' and '.join(lost)} do little better than chance ({chance:.0f}% error): were they trained on inputs "
+            "scaled otherwise? dataset.mean and dataset.std scale them."
+        )
     if as_json:
         verdict = {"answer": answer, "sentence": sentence}
         print_json({"command": "connect", "exit_code": failed, "verdict": verdict, **entry})

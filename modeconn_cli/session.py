@@ -31,6 +31,7 @@ class Session:
     jobs: list[dict[str, Any]] = field(default_factory=list)
     code: int = 0
     train_examples: int = 0  # of the last job's data set
+    classes: int = 0
     prints: bool = True  # results, or leaves them to its caller
 
     def run(self, jobs: Sequence[Job], scatter: Callable[[Path], str | None] | None = None) -> None:
@@ -124,7 +125,8 @@ class Session:
         reporter = TerminalReporter(self.quiet or self.as_json)
         try:
             plan = make_plan(self.command, job.config, reporter)
-            self.train_examples = len(plan.context.data_on_host.train)
+            data = plan.context.data_on_host
+            self.train_examples, self.classes = len(data.train), data.classes
             act(entry, plan)
         except (UserError, RunFailed) as error:
             reporter.close()

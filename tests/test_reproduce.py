@@ -230,6 +230,27 @@ def test_connect_fits_a_curve_only_where_it_is_needed_or_asked_for(two: list[str
     assert "fit-curve" not in dict(statuses(hard))
 
 
+def test_connect_takes_arrays_as_they_are_and_doubts_networks_at_chance(two: list[str], tmp_path: Path) -> None:
+    arrays = dict(np.load(tmp_path / "my data.npz"))
+    answer = ok(*two, "--no-curve", "--json")
+    assert answer.err == ""
+    space: dict[str, Any] = {}
+    exec(NET, space)
+    net = space["Net"]()
+    net.load_state_dict(torch.load(tmp_path / "b.pt"))
+    wrong = net(torch.tensor(arrays["x_test"])).argmax(1).numpy() != arrays["y_test"]
+    assert answer.json["endpoints"][1]["test_error"] == pytest.approx(100 * wrong.mean())
+    np.savez(tmp_path / "my data.npz", **{**arrays, "x_test": arrays["x_test"] * 0 + 30})
+    assert "little better than chance" in ok(*two, "--no-curve", "-q").err
+
+
+def test_connect_answers_though_its_curve_fails(two: list[str]) -> None:
+    answer = call(*two, "--curve", "curve.lr=1e30", "interpolation.connected_below=1e-9", "--json")
+    assert answer.code == 1
+    assert [v["path"] for v in answer.json["verdicts"]] == ["segment", "aligned segment"]
+    assert "learning rate" in answer.err
+
+
 def test_connect_names_what_is_wrong(two: list[str], tmp_path: Path) -> None:
     before = tree(tmp_path)
     assert "no file c.pt" in refused("connect", "c.pt", *two[2:])
