@@ -438,7 +438,7 @@ def test_find_by_digest_name_and_directory(kept: Path, monkeypatch: pytest.Monke
 
 
 def test_find_says_what_is_ambiguous_or_missing(kept: Path) -> None:
-    with pytest.raises(UserError, match=r"fits 3 runs.*or more of the digest"):
+    with pytest.raises(UserError, match=r"fits 3 runs.*the digest at its end"):
         runs.find(kept, "a-b")
     for wanted in ("zzz", f"{ONE.digest}/v9"):
         with pytest.raises(UserError, match="runs list"):
