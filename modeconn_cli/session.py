@@ -41,6 +41,9 @@ class Session:
         for each under the directory that it is given.
         """
         self.jobs = [{"overrides": job.overrides} for job in jobs]
+        if len(jobs) == 1 and not self.dry_run and scatter is None:  # making its plan is its check: once is enough
+            self._attempt(self.jobs[0], jobs[0], self._carry_out)
+            return
         for entry, job in zip(self.jobs, jobs, strict=True):
             self._attempt(entry, job, self._check)
         if self.code or self.dry_run:
