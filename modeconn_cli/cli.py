@@ -409,7 +409,14 @@ def reproduce(
 
 
 @app.command()
-def symmetries(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: AsJson = False) -> None:
+def symmetries(
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write the groups there, as rebasin.groups reads them.", dir_okay=False)
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: AsJson = False,
+) -> None:
     """Show an architecture's permutation groups: what may be permuted without changing its function.
 
     modeconn symmetries architecture=resnet20, or architecture=torchvision architecture.model=densenet121.
@@ -419,7 +426,7 @@ def symmetries(overrides: Overrides = None, config_dir: ConfigDir = None, as_jso
     from modeconn_cli.terminal import show_symmetries
 
     (job,) = compose(list(overrides or []), config_dir=config_dir)
-    found = groups_of(job.config)
+    found = groups_of(job.config, output)
     print_json({"command": "symmetries", **found}) if as_json else show_symmetries(found)
 
 

@@ -366,6 +366,9 @@ class Rebasin:
     method: Match = option(
         Match.none, "Permute the second endpoint first: by weight matching, by activation matching, or not at all."
     )
+    groups: str | None = option(
+        None, "A file of permutation groups, for networks that cannot be traced; see modeconn symmetries --output."
+    )
     restarts: int = option(3, "weight: further random starts of the coordinate ascent.", ge=0)
     sweeps: int = option(100, "weight: most sweeps over the groups of one start.", ge=1)
     seed: int = option(0, "weight: of random starts and orders.", ge=0, le=LARGEST_SEED)

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -264,11 +265,15 @@ def show_symmetries(found: dict[str, Any]) -> None:
     """The permutation groups of an architecture."""
     table = Table(title="Permutation groups", title_justify="left", box=None, header_style="bold", pad_edge=False)
     table.add_column("size", justify="right")
+    table.add_column("how many", justify="right")
     table.add_column("runs along", overflow="fold")
-    for group in found["groups"]:
-        shown = group["along"][:6]
-        more = len(group["along"]) - len(shown)
-        table.add_row(str(group["size"]), ", ".join(shown).replace("[", "\\[") + (f" and {more} more" if more else ""))
+    alike = Counter((g["size"], tuple(g["along"])) for g in found["groups"])
+    for (size, along), times in alike.items():
+        shown = along[:6]
+        more = len(along) - len(shown)
+        table.add_row(
+            str(size), str(times), ", ".join(shown).replace("[", "\\[") + (f" and {more} more" if more else "")
+        )
     out.print(table)
     out.print(
         f"\n{len(found['groups'])} groups, 10^{found['log10_symmetries']:.0f} networks of {found['parameters']:,} "

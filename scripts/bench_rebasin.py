@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from modeconn_cli import models
-from modeconn_cli.symmetry.axes import index, leaves, positions
-from modeconn_cli.symmetry.graph import Symmetry, trace
+from modeconn_cli.symmetry.axes import leaves, permuted, places
+from modeconn_cli.symmetry.graph import trace
+from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.symmetry.matching import assign, weight_matching
 
 NETWORKS: dict[str, tuple[str, tuple[int, ...], dict[str, object]]] = {
@@ -46,17 +47,16 @@ def textbook(
                 axes = symmetry.axes[name]
                 if not any(leaf is group.leaf for axis in axes for leaf in leaves(axis)):
                     continue
-                moved = b[name]
-                for d, axis in enumerate(axes):
-                    moved = moved.index_select(d, index(axis, others))
-                for d, axis in enumerate(axes):
-                    for leaf, at in positions(axis):
-                        if leaf is group.leaf:
-                            rows = [
-                                t.index_select(d, at.reshape(-1)).movedim(d, 0).reshape(group.size, -1)
-                                for t in (a[name], moved)
-                            ]
-                            cost += rows[0] @ rows[1].T
+                moved = permuted(b[name], axes, others)
+                for place in places(axes):
+                    if place.leaf is group.leaf:
+                        rows = [
+                            t.index_select(place.dim, place.at.reshape(-1))
+                            .movedim(place.dim, 0)
+                            .reshape(group.size, -1)
+                            for t in (a[name], moved)
+                        ]
+                        cost += rows[0] @ rows[1].T
             new = torch.from_numpy(assign(cost.double().numpy()))
             every = torch.arange(group.size)
             if float(cost[every, new].sum()) > float(cost[every, found[g]].sum()) + 1e-6 * float(cost.abs().max()):

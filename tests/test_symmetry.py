@@ -14,32 +14,42 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from modeconn_cli import models
+from modeconn_cli.errors import UserError
 from modeconn_cli.symmetry.axes import (
     Axis,
+    Family,
     Leaf,
     concatenation,
-    index,
+    homeless,
     leaves,
+    permuted,
     pin,
-    positions,
+    places,
     product,
     size,
     split_product,
     split_sum,
     unify,
 )
-from modeconn_cli.symmetry.graph import CannotTrace, Symmetry, regroup, trace
+from modeconn_cli.symmetry.graph import CannotTrace, regroup, trace
+from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.symmetry.matching import weight_matching
+from modeconn_cli.symmetry.written import read_groups, write_groups
 from modeconn_cli.torchvision_compat import import_torchvision
 
 # ------------------------------------------------------------------------------------------------------- axes
+
+
+def along(axis: Axis, permutations: dict[Leaf, Tensor]) -> Tensor:
+    """Where each new index of an axis comes from."""
+    return permuted(torch.arange(size(axis)), [axis], permutations)
 
 
 def test_a_flattened_dimension_is_the_product_of_its_parts() -> None:
     channels, height, width = Leaf(3), Leaf(2, pinned=True), Leaf(2, pinned=True)
     flat = Leaf(12)
     unify(product([channels, height, width]), flat)
-    moved = index(flat, {channels: torch.tensor([2, 0, 1])})
+    moved = along(flat, {channels: torch.tensor([2, 0, 1])})
     expected = torch.arange(12).view(3, 2, 2)[[2, 0, 1]].reshape(-1)
     assert torch.equal(moved, expected)
 
@@ -48,7 +58,7 @@ def test_a_concatenation_moves_part_by_part() -> None:
     a, b = Leaf(2), Leaf(3)
     whole = Leaf(5)
     unify(whole, concatenation([a, b]))
-    moved = index(whole, {a: torch.tensor([1, 0]), b: torch.tensor([0, 2, 1])})
+    moved = along(whole, {a: torch.tensor([1, 0]), b: torch.tensor([0, 2, 1])})
     assert moved.tolist() == [1, 0, 2, 4, 3]
 
 
@@ -64,10 +74,24 @@ def test_pinning_reaches_what_a_leaf_became() -> None:
     parts = split_product(whole, 2)
     assert parts is not None
     pin(parts[1])
-    assert [leaf.pinned for leaf in leaves(whole)] == [False, True]
+    assert [leaf.pinned for leaf in leaves(whole)] == [False, True, True]
     other = Leaf(6, pinned=True)
     unify(whole, other)
     assert all(leaf.pinned for leaf in leaves(whole))
+
+
+def test_what_is_inside_an_index_moves_there_alone_and_goes_where_it_goes() -> None:
+    heads, inner = split_product(Leaf(6), 2) or []
+    assert isinstance(inner, Family)
+    first, second = leaves(inner)
+    moved = along(product([heads, inner]), {heads: torch.tensor([1, 0]), first: torch.tensor([2, 0, 1])})  # type: ignore[dict-item]
+    assert moved.tolist() == [5, 3, 4, 0, 1, 2]
+    # Over two dimensions: row i is permuted as its own member says.
+    grid = torch.arange(6).view(2, 3)
+    turned = permuted(grid, [heads, inner], {second: torch.tensor([1, 2, 0])})
+    assert turned.tolist() == [[0, 1, 2], [4, 5, 3]]
+    assert homeless([inner]) == [inner]
+    assert homeless([heads, inner]) == homeless([product([heads, inner])]) == []
 
 
 SHAPES = st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=4)
@@ -86,11 +110,7 @@ def test_regrouping_agrees_with_reshape(shape: list[int], random: object) -> Non
         generator = torch.Generator().manual_seed(total)
         permutations = {leaf: torch.randperm(leaf.size, generator=generator) for leaf in free}
         x = torch.arange(total).view(shape)
-        moved, after = x, x.reshape(target)
-        for d, axis in enumerate(axes):
-            moved = moved.index_select(d, index(axis, permutations))
-        for d, axis in enumerate(regrouped):
-            after = after.index_select(d, index(axis, permutations))
+        moved, after = permuted(x, axes, permutations), permuted(x.reshape(target), regrouped, permutations)
         assert torch.equal(moved.reshape(target), after)
 
 
@@ -104,12 +124,12 @@ def test_any_cut_of_a_product_is_a_sum(first: int, second: int, data: st.DataObj
     assert pieces is not None
     free = [*dict.fromkeys(leaves(concatenation(pieces)))]
     permutations = {leaf: torch.randperm(leaf.size) for leaf in free}
-    moved = index(whole, permutations)
+    moved = along(whole, permutations)
     assert sorted(moved.tolist()) == list(range(first * second))
     assert {*moved[:at].tolist()} == set(range(at))
-    for leaf, where in positions(whole):
-        assert where.shape[0] == leaf.size
-        assert len(where.unique()) == where.numel()
+    for place in places([whole]):
+        assert place.at.shape[0] == place.leaf.size
+        assert len(place.at.unique()) == place.at.numel()
 
 
 # ------------------------------------------------------------------------------------------------------ groups
@@ -158,7 +178,7 @@ def check(module: nn.Module, x: Tensor, unmoved: int) -> Symmetry:
         broken = dict(state)
         permutations = symmetry.identity()
         permutations[i] = torch.roll(torch.arange(group.size), 1)
-        name = group.name.rsplit("[", 1)[0]
+        name = group.tensor
         broken[name] = symmetry.permute(state, permutations)[name]
         assert differs(module, broken, x) > 1e-9, group.name
     return symmetry
@@ -228,6 +248,73 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.relu(self.third(F.relu(self.second(F.relu(self.first(x)))))))
+
+
+def test_every_attention_head_has_its_own_permutations() -> None:
+    torch.manual_seed(0)
+    family, options = OURS["vit"]
+    symmetry = check(models.build(family, (3, 32, 32), 10, **options), torch.randn(2, 3, 32, 32), unmoved=1)
+    # In each of two blocks, for three heads: eight dimensions of queries and keys, and eight of values and outputs.
+    assert sorted(g.size for g in symmetry.groups) == sorted([24, 3, 3, 48, 48, *[8] * 12])
+    torchvisions = import_torchvision().models.VisionTransformer(32, 8, 1, 3, 24, 48, num_classes=5)
+    symmetry = check(torchvisions, torch.randn(2, 3, 32, 32), unmoved=1)  # one matrix for queries, keys and values
+    assert sorted(g.size for g in symmetry.groups) == sorted([24, 3, 48, *[8] * 6])
+
+
+class Crossed(nn.Module):
+    """Two heads of three, and something done between heads that leaves them no permutations of their own."""
+
+    def __init__(self, act: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.act = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3), act
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.act(self, x).flatten(1))
+
+
+def heads(x: Tensor) -> Tensor:
+    return x.unflatten(1, (2, 3))
+
+
+CROSSED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "a scale that heads share": lambda m, x: F.relu(heads(m.a(x))) * m.scale,  # type: ignore[operator]
+    "attention between heads": lambda m, x: (heads(m.a(x)) @ heads(m.b(x)).mT).softmax(-1) @ heads(m.b(x)),  # type: ignore[operator]
+    "a softmax over heads": lambda m, x: heads(m.a(x)).softmax(1),  # type: ignore[operator]
+    "a norm over heads": lambda m, x: F.layer_norm(heads(m.a(x)).mT, (2,)).mT,  # type: ignore[operator]
+    "heads rolled": lambda m, x: heads(m.a(x)) + heads(m.b(x)).roll(1, 1),  # type: ignore[operator]
+    "heads summed": lambda m, x: heads(m.a(x)) * heads(m.b(x)).sum(1, keepdim=True),  # type: ignore[operator]
+    "one head chosen": lambda m, x: heads(m.a(x)) * heads(m.b(x))[:, :1],  # type: ignore[operator]
+    "heads in another order": lambda m, x: heads(m.a(x)) * torch.cat(heads(m.b(x)).split(1, 1)[::-1], 1),  # type: ignore[operator]
+    "every head with every": lambda m, x: (heads(m.a(x))[:, :, None] * heads(m.b(x))[:, None]).sum(2),  # type: ignore[operator]
+}
+
+
+@pytest.mark.parametrize("name", CROSSED)
+def test_heads_that_meet_are_told_apart_no_more_than_they_are(name: str) -> None:
+    torch.manual_seed(0)
+    module, x = Crossed(CROSSED[name]).eval(), torch.randn(5, 4)
+    symmetry = trace(module, x)
+    for seed in range(3):
+        moved = symmetry.permute(module.double().state_dict(), shuffled(symmetry, seed))
+        assert differs(module, moved, x) < 1e-12
+    assert any(g.size > 1 for g in symmetry.groups) or name == "one head chosen"
+
+
+def test_a_grouped_convolution_permutes_inside_each_of_its_groups() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)
+    )
+    symmetry = check(module, torch.randn(2, 3, 4, 4), unmoved=1)
+    assert sorted(g.size for g in symmetry.groups) == [2, 2, 2, 3, 3]
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    moves = symmetry.moves(state, shuffled(symmetry))
+    assert "2.weight" in moves
+    assert torch.equal(
+        state["2.weight"].flatten()[moves["2.weight"].flatten()].view(4, 3, 3, 3),
+        symmetry.permute(state, shuffled(symmetry))["2.weight"],
+    )
 
 
 def test_tied_weights_move_together_and_unread_ones_stay() -> None:
@@ -362,6 +449,10 @@ PLANTED: dict[str, Callable[[], nn.Module]] = {
     "vgg": lambda: models.build("vgg", (3, 32, 32), 10, depth=11, width=0.25),
     "resnet20": lambda: models.build("resnet", (3, 32, 32), 10, depth=20, width=0.5),
     "vit": lambda: models.build("vit", (3, 32, 32), 10, dim=24, heads=3, depth=2),
+    "grouped": lambda: nn.Sequential(
+        *(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3, groups=4), nn.ReLU(), nn.Conv2d(24, 16, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)),
+    ),
 }
 
 
@@ -428,3 +519,42 @@ def test_weights_with_one_group_on_both_sides_are_matched_uphill() -> None:
     found = weight_matching(symmetry, sa, sb, names, restarts=10)
     assert found.objective[0] <= found.objective[-1] <= best + 1e-5
     assert inner(sa, symmetry.permute(sb, found.permutations), names) >= best - 0.1 * abs(best)
+
+
+# ---------------------------------------------------------------------------------------------- groups as a text
+
+
+@pytest.mark.parametrize("name", [*OURS, "packed"])
+def test_groups_that_are_written_are_read_again(name: str) -> None:
+    if name == "packed":
+        module = import_torchvision().models.VisionTransformer(32, 8, 1, 3, 24, 48, num_classes=5)
+    else:
+        module = models.build(OURS[name][0], (3, 32, 32), 10, **OURS[name][1])
+    x = torch.randn(2, 3, 32, 32)
+    symmetry, module = trace(module, x), stirred(module)
+    again = read_groups(write_groups(symmetry, module.state_dict()), module.state_dict(), "a file")
+    assert [g.size for g in again.groups] == [g.size for g in symmetry.groups]
+    moved = again.permute(module.double().state_dict(), shuffled(again))
+    assert differs(module, moved, x) < 1e-11
+
+
+WRONG = {
+    "a: [": "not YAML",
+    "- a": "names no tensor",
+    "wait: [a, b]": "no tensor 'wait'",
+    "0.weight: [a]": "give a list of 2",
+    "0.weight: [a!, b]": "is no dimension",
+    "0.weight: [7, b]": "has 5 indices, and what is written has 7",
+    "0.weight: [5 * a + 1, b]": "are no multiple of 5",
+    "0.weight: [a * b, c]": "leave the size of a open",
+    "0.weight: [a:5, a:4]": "two index sets",
+    "0.weight: [a:5, b:4(c)]": "no dimension runs along c",
+    "{0.weight: [a, b], 2.weight: [3, d(a)]}": "an index set for each of a, and no one dimension",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_text_that_does_not_fit_says_where(text: str) -> None:
+    module = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    with pytest.raises(UserError, match=WRONG[text]):
+        read_groups(text, module.state_dict(), "groups.yaml")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +20,11 @@ from modeconn_cli.schema import Config, Interpolation, Match, Similarity, check,
 from modeconn_cli.stages.checkpoints import write_state
 from modeconn_cli.stages.context import Context, Silent
 from modeconn_cli.stages.endpoints import Endpoint, pair_label
-from modeconn_cli.symmetry.axes import leaves
-from modeconn_cli.symmetry.graph import CannotTrace, Symmetry, trace
+from modeconn_cli.symmetry.axes import Leaf, leaves
+from modeconn_cli.symmetry.graph import CannotTrace, trace
+from modeconn_cli.symmetry.groups import Axes, Symmetry, symmetry_of
 from modeconn_cli.symmetry.matching import Matching, activation_matching, weight_matching
+from modeconn_cli.symmetry.written import read_groups, write_groups
 
 CERTIFIED_ON = 64  # examples
 TOLERANCE = 1e-10  # relative, in float64
@@ -55,20 +59,41 @@ class Aligned(Endpoint):
     def fields(self) -> dict[str, Any]:
         options = fields_off_default(self.context.config.rebasin)
         unused = {"weight": ("examples", "similarity"), "activation": ("restarts", "sweeps", "seed")}
-        return {k: v for k, v in options.items() if k not in unused[str(self.context.config.rebasin.method)]}
+        fields = {k: v for k, v in options.items() if k not in unused[str(self.context.config.rebasin.method)]}
+        if "groups" in fields:  # what is in the file, wherever it is
+            fields["groups"] = hashlib.sha256(self._groups_text.encode()).hexdigest()
+        return fields
 
     @cached_property
     def _traced(self) -> tuple[nn.Module, Symmetry, int]:
         """The network on the CPU, its groups, and the batch that they were traced with."""
+        options = self.context.config.rebasin
         data = self.context.data_on_host
-        matched = self.context.config.rebasin.method is Match.activation
-        batch = min(ACTIVATION_BATCH, self.context.config.rebasin.examples, len(data.train)) if matched else 2
+        matched = options.method is Match.activation
+        batch = min(ACTIVATION_BATCH, options.examples, len(data.train)) if matched else 2
         torch.manual_seed(0)
         module = self.context.module().eval()
+        if options.groups is not None:
+            if matched:
+                raise UserError(
+                    "rebasin=activation compares what units compute, which takes the graph and not only the groups: "
+                    "drop rebasin.groups, or use rebasin=weight."
+                )
+            return module, read_groups(self._groups_text, module.state_dict(), options.groups), batch
         try:
             return module, trace(module, data.inputs(data.train, slice(0, batch))), batch
         except CannotTrace as error:
-            raise UserError(f"{error}. Without its graph no permutation is safe; set rebasin=none.") from None
+            raise UserError(
+                f"{error}. Write its groups into a file (modeconn symmetries --output groups.yaml begins one) and give "
+                "rebasin.groups=groups.yaml, or set rebasin=none."
+            ) from None
+
+    @cached_property
+    def _groups_text(self) -> str:
+        file = Path(str(self.context.config.rebasin.groups))
+        if not file.is_file():
+            raise UserError(f"rebasin.groups: no file {file}.")
+        return file.read_text(encoding="utf-8")
 
     def check(self) -> None:
         """Raise UserError now, before anything is written, for a network that cannot be traced or has no symmetry."""
@@ -93,13 +118,7 @@ class Aligned(Endpoint):
                 f"the permuted network is not the same function: outputs differ by {certificate['difference']:.1e} of "
                 f"the largest (a broken permutation: {certificate['control']:.1e}). Please report the network."
             )
-        moves: dict[str, Tensor] = {}
-        for name, value in b.items():
-            for dim in range(value.dim()):
-                indices = symmetry.indices(name, dim, found.permutations)
-                if indices is not None:
-                    moves[f"{name}:{dim}"] = indices
-        write_state(run, "permutation.safetensors", moves)
+        write_state(run, "permutation.safetensors", symmetry.moves(b, found.permutations))
         write_state(run, "merged.safetensors", {k: _midpoint(a[k], aligned[k]) for k in a})
         net = self.context.net(0)
         with torch.no_grad():
@@ -165,34 +184,52 @@ class Aligned(Endpoint):
         return data.inputs(data.test, slice(0, CERTIFIED_ON))
 
 
-def groups_of(config: Config) -> dict[str, Any]:
+def groups_of(config: Config, output: Path | None = None) -> dict[str, Any]:
     """A configured architecture's permutation groups, the axes that each runs along, and what stays in place.
 
+    Args:
+        output: also written there, as rebasin.groups reads it. A network that cannot be traced is written there with
+            every dimension in its place.
+
     Raises:
-        UserError: it cannot be traced.
+        UserError: it cannot be traced, or the file is there.
     """
     check(config)
     context = Context(config, Silent())
     data = context.data_on_host
     module = context.module().eval()
+    if output is not None and output.exists():
+        raise UserError(f"{output} is there already; give another name.")
     try:
-        symmetry = trace(module, data.inputs(data.train, slice(0, 2)))
+        if config.rebasin.groups is not None:
+            symmetry = read_groups(Path(config.rebasin.groups).read_text(), module.state_dict(), config.rebasin.groups)
+        else:
+            symmetry = trace(module, data.inputs(data.train, slice(0, 2)))
     except CannotTrace as error:
-        raise UserError(f"{error}.") from None
+        if output is None:
+            raise UserError(f"{error}. To write its groups by hand, begin with --output groups.yaml.") from None
+        still: dict[str, Axes] = {k: [Leaf(n, pinned=True) for n in v.shape] for k, v in module.state_dict().items()}
+        output.write_text(write_groups(symmetry_of(still), module.state_dict()), encoding="utf-8")
+        raise UserError(
+            f"{error}. {output} has all its tensors with every dimension in its place: give the dimensions that may "
+            "move names, and then rebasin.groups=" + str(output) + "."
+        ) from None
+    if output is not None:
+        output.write_text(write_groups(symmetry, module.state_dict()), encoding="utf-8")
     number = {g.leaf: i for i, g in enumerate(symmetry.groups)}
     along: list[list[str]] = [[] for _ in symmetry.groups]
-    still = []
+    in_place = []
     for name, axes in symmetry.axes.items():
         met = {number[leaf] for axis in axes for leaf in leaves(axis) if leaf in number}
         for dim, axis in enumerate(axes):
             for i in {number[leaf] for leaf in leaves(axis) if leaf in number}:
                 along[i].append(f"{name}[{dim}]")
         if not met and axes:
-            still.append(name)
+            in_place.append(name)
     return {
         "parameters": sum(p.numel() for p in module.parameters()),
         "groups": [{"size": g.size, "along": a} for g, a in zip(symmetry.groups, along, strict=True)],
-        "in_place": still,
+        "in_place": in_place,
         "unknown_operations": symmetry.unknown,
         "log10_symmetries": sum(math.lgamma(g.size + 1) for g in symmetry.groups) / math.log(10),
     }
@@ -221,7 +258,7 @@ def certify(
     for i, group in enumerate(symmetry.groups):
         permutations = symmetry.identity()
         permutations[i] = torch.roll(torch.randperm(group.size, generator=generator), 1)
-        name = group.name.rsplit("[", 1)[0]
+        name = group.tensor
         broken = {**before, name: symmetry.permute({name: before[name]}, permutations)[name]}
         control = max(control, float((outputs(broken) - wanted).abs().max()) / scale)
         if control > 1e-6:

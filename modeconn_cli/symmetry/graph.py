@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import operator
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,80 +28,25 @@ from modeconn_cli.symmetry.axes import (
     Axis,
     Leaf,
     Product,
+    collapse,
     concatenation,
-    index,
+    homeless,
     leaves,
     pin,
     product,
     resolve,
+    restrict,
     size,
     split_product,
     split_sum,
     unify,
+    unify_all,
 )
-
-Axes = list[Axis]
+from modeconn_cli.symmetry.groups import Axes, Symmetry, symmetry_of
 
 
 class CannotTrace(Exception):  # noqa: N818 - named for what happened
     """torch.export cannot trace this module; the message says what stopped it."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """One index set whose permutations leave the network's function as it is.
-
-    name: the first tensor axis that it runs along, as ``features.0.weight[0]``; size: of the index set.
-    """
-
-    name: str
-    size: int
-    leaf: Leaf
-
-
-@dataclass
-class Symmetry:
-    """The permutation groups of a network, and how they act on its tensors.
-
-    groups: those with more than one index, in the order in which parameters meet them.
-    axes: of every parameter and buffer, by its name in state_dict.
-    unknown: operations that are not known here and pinned what they touched, with how often they did.
-    program: the traced graph. seen_at: the axes of those of its values that are activations, by their names.
-    """
-
-    groups: list[Group]
-    axes: dict[str, Axes]
-    unknown: dict[str, int]
-    program: torch.export.ExportedProgram = field(repr=False)
-    seen_at: dict[str, Axes] = field(repr=False)
-
-    def permute(self, state: dict[str, Tensor], permutations: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The state of the same function after permuting every group.
-
-        Args:
-            state: a state_dict of the traced module.
-            permutations: for each group, (size,) where each new index comes from.
-        """
-        by_leaf = {g.leaf: p.cpu() for g, p in zip(self.groups, permutations, strict=True)}
-        moved = {}
-        for name, value in state.items():
-            for dim, axis in enumerate(self.axes.get(name, [])):
-                if any(leaf in by_leaf for leaf in leaves(axis)):
-                    value = value.index_select(dim, index(axis, by_leaf).to(value.device))
-            moved[name] = value
-        return moved
-
-    def indices(self, name: str, dim: int, permutations: Sequence[Tensor]) -> Tensor | None:
-        """Where the new indices of one tensor's dimension come from; None where it stays as it is."""
-        by_leaf = {g.leaf: p.cpu() for g, p in zip(self.groups, permutations, strict=True)}
-        axes = self.axes.get(name, [])
-        if dim >= len(axes) or not any(leaf in by_leaf for leaf in leaves(axes[dim])):
-            return None
-        return index(axes[dim], by_leaf)
-
-    def identity(self) -> list[Tensor]:
-        """The permutations that move nothing."""
-        return [torch.arange(g.size) for g in self.groups]
 
 
 def trace(module: nn.Module, example: Tensor) -> Symmetry:
@@ -115,16 +63,25 @@ def trace(module: nn.Module, example: Tensor) -> Symmetry:
         # torch prints pages about what it cannot trace; a line is raised here instead.
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
+            logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.CRITICAL)
             program = torch.export.export(module.eval(), (example,)).run_decompositions()
     except Exception as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CannotTrace(f"{type(module).__name__} cannot be traced: {said}") from error
+        raise CannotTrace(f"{type(module).__name__} cannot be traced{_culprit(error)}: {said}") from error
     finally:
         module.train(mode)
     try:
         return _Walk(program, module).symmetry()
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode:
         raise CannotTrace(f"{type(module).__name__} cannot be traced: a shape in it depends on the data") from None
+
+
+def _culprit(error: BaseException) -> str:
+    """The line of a model's own code that stopped it, where there is one."""
+    inside = str(Path(torch.__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename).is_file() and not f.filename.startswith((inside, __file__))]
+    return f" past {Path(own[-1].filename).name}:{own[-1].lineno} `{own[-1].line}`" if own else ""
 
 
 class _Walk:
@@ -139,6 +96,9 @@ class _Walk:
         self.tensors: dict[str, Axes] = {}
         self._constants: dict[int, Axes] = {}
         self.statistics: set[Node] = set()
+        # Sets of dimensions along which an operation sums or compares: what depends on an index that is not among
+        # them would be mixed over that index, so it may not depend on it.
+        self.mixed: list[Axes] = []
         state = module.state_dict(keep_vars=True)
         read: set[str] = set()
         for node in program.graph.nodes:
@@ -177,13 +137,24 @@ class _Walk:
     def _of_tensor(self, tensor: Tensor, shape: Sequence[int]) -> Axes:
         return self._constants.setdefault(id(tensor), [Leaf(n) for n in shape])
 
+    def _tie_families(self) -> None:
+        """Make one of every family that some tensor or operation does not tell apart."""
+        values = [v if isinstance(v, list) else [v] for v in self.tensors.values()]
+        for found in self.axes.values():
+            nested = [a for a in found if isinstance(a, list)]
+            values += nested or [[a for a in found if not isinstance(a, list)]]
+        values += self.mixed
+        while True:
+            lost = [family for axes in values for family in homeless(axes)]
+            if not lost:
+                return
+            for family in lost:
+                collapse(family)
+
     def symmetry(self) -> Symmetry:
-        groups: dict[Leaf, Group] = {}
-        for name, axes in self.tensors.items():
-            for dim, axis in enumerate(axes):
-                for leaf in leaves(axis):
-                    if not leaf.pinned and leaf.size > 1 and leaf not in groups:
-                        groups[leaf] = Group(f"{name}[{dim}]", leaf.size, leaf)
+        self._tie_families()
+        found = symmetry_of(self.tensors)
+        groups = {g.leaf for g in found.groups}
         computed = {n.name: self.of(n) for n in self.axes if n.op == "call_function"}
         activations = {n.name: computed[n.name] for n in self.axes if n.op == "call_function" and _name(n) in NONLINEAR}
         reached = {leaf for axes in activations.values() for axis in axes for leaf in leaves(axis)}
@@ -191,7 +162,7 @@ class _Walk:
         for name in sorted(linear):  # where no non-linearity is, as inside attention and along a residual stream
             if any(leaf in groups and leaf not in reached for axis in computed[name] for leaf in leaves(axis)):
                 activations[name] = computed[name]
-        return Symmetry(list(groups.values()), self.tensors, self.unknown, self.program, activations)
+        return replace(found, unknown=self.unknown, program=self.program, seen_at=activations)
 
     # ------------------------------------------------------------------------------------------ one operation
 
@@ -232,6 +203,18 @@ class _Walk:
             for one in axes:
                 for axis in one if isinstance(one, list) else [one]:
                     pin(axis)
+
+    def mix(self, axes: Axes, dims: Sequence[int]) -> None:
+        """Note that an operation compares what stands along these dimensions with one another."""
+        along = {int(d) % len(axes) for d in dims}
+        self.mixed.append([a for d, a in enumerate(axes) if d not in along])
+
+    def contract(self, a: Axes, b: Axes) -> Axes:
+        """The axes of a product of (batches of) matrices."""
+        unify_all([*zip(a[:-2], b[:-2], strict=True)])
+        unify(a[-1], b[-2])
+        self.mixed.append([*a[:-2], a[-1]])
+        return [*a[:-1], b[-1]]
 
     def of(self, value: Any) -> Axes:
         """Axes of an input; none for a number."""
@@ -306,7 +289,10 @@ def _argument(node: Node, position: int, name: str, default: Any = None) -> Any:
 def _same(walk: _Walk, node: Node) -> Axes | list[Axes] | None:
     if sum(isinstance(a, Node) for a in _flatten((node.args, node.kwargs))) > 1:
         return None
-    return walk.of(_args(node)[0])
+    x = walk.of(_args(node)[0])
+    if "softmax" in _name(node):
+        walk.mix(x, [int(_args(node)[1])])
+    return x
 
 
 @rule(
@@ -321,11 +307,12 @@ def _broadcast(walk: _Walk, node: Node) -> Axes | None:
 
 def _broadcast_axes(inputs: Sequence[Axes], shape: Sequence[int]) -> Axes:
     out: Axes = []
+    pairs: list[tuple[Axis, Axis]] = []
     for back in range(1, len(shape) + 1):
         here = [axes[-back] for axes in inputs if len(axes) >= back and size(axes[-back]) == shape[-back]]
-        for axis in here[1:]:
-            unify(here[0], axis)
+        pairs += [(here[0], axis) for axis in here[1:]]
         out.insert(0, here[0] if here else Leaf(shape[-back]))
+    unify_all(pairs)
     return out
 
 
@@ -350,11 +337,12 @@ def _convolution(walk: _Walk, node: Node) -> Axes | None:
     per_group_out, per_group_in = (weight[1], weight[0]) if transposed else (weight[0], weight[1])
     if groups == 1:
         unify(channels, per_group_in)
+        walk.mixed.append([per_group_in])
         out = per_group_out
     elif transposed:
         return None
     else:
-        # Groups of channels may change places, and inside each of them channels may, alike in every group.
+        # Groups of channels may change places, and inside each of them channels may.
         outer = split_product(per_group_out, groups)
         inner = split_product(channels, groups)
         if outer is None or inner is None:
@@ -372,25 +360,20 @@ def _matmul(walk: _Walk, node: Node) -> Axes | None:
     a, b = walk.of(_args(node)[0]), walk.of(_args(node)[1])
     if len(a) != len(b) or len(a) < 2:
         return None
-    for left, right in zip(a[:-2], b[:-2], strict=True):
-        unify(left, right)
-    unify(a[-1], b[-2])
-    return [*a[:-1], b[-1]]
+    return walk.contract(a, b)
 
 
 @rule("addmm", "baddbmm")
 def _addmm(walk: _Walk, node: Node) -> Axes | None:
     bias, a, b = (walk.of(_args(node)[i]) for i in range(3))
-    for left, right in zip(a[:-2], b[:-2], strict=True):
-        unify(left, right)
-    unify(a[-1], b[-2])
-    return _broadcast_axes([[*a[:-1], b[-1]], bias], _shape(node))
+    return _broadcast_axes([walk.contract(a, b), bias], _shape(node))
 
 
 @rule("linear")
 def _linear(walk: _Walk, node: Node) -> Axes | None:
     x, weight, bias = walk.of(_args(node)[0]), walk.of(_args(node)[1]), walk.of(_argument(node, 2, "bias"))
     unify(x[-1], weight[1])
+    walk.mixed.append([weight[1]])
     if bias:
         unify(bias[0], weight[0])
     return [*x[:-1], weight[0]]
@@ -409,10 +392,11 @@ def _batch_norm(walk: _Walk, node: Node) -> list[Axes]:
 @rule("native_layer_norm")
 def _layer_norm(walk: _Walk, node: Node) -> list[Axes]:
     x = walk.of(_args(node)[0])
+    last = len(_args(node)[1])
     for argument in _args(node)[2:4]:
         axes = walk.of(argument)
-        for mine, its in zip(x[len(x) - len(axes) :], axes, strict=True):
-            unify(mine, its)
+        unify_all([*zip(x[len(x) - len(axes) :], axes, strict=True)])
+    walk.mix(x, range(len(x) - last, len(x)))
     return [x, [], []]
 
 
@@ -530,7 +514,14 @@ def _select(walk: _Walk, node: Node) -> Axes:
     x = list(walk.of(_args(node)[0]))
     d = int(_args(node)[1]) % len(x)
     pin(x[d])
-    return [a for i, a in enumerate(x) if i != d]
+    return _at(x, d, int(_args(node)[2]))
+
+
+def _at(axes: Axes, dim: int, i: int) -> Axes:
+    """The other axes, where one stands at an index."""
+    i = i % max(size(axes[dim]), 1)
+    over = resolve(axes[dim])
+    return [restrict(a, over, i) for d, a in enumerate(axes) if d != dim]
 
 
 @rule("split", "split_with_sizes", "chunk", "unbind")
@@ -540,7 +531,7 @@ def _split(walk: _Walk, node: Node) -> list[Axes] | None:
     shapes = [list(m.shape) for m in node.meta["val"]]
     if _name(node) == "unbind":
         pin(x[d])
-        return [[a for i, a in enumerate(x) if i != d] for _ in shapes]
+        return [_at(x, d, i) for i in range(len(shapes))]
     pieces = split_sum(x[d], [s[d] for s in shapes])
     if pieces is None:
         return None
@@ -551,15 +542,9 @@ def _split(walk: _Walk, node: Node) -> list[Axes] | None:
 def _cat(walk: _Walk, node: Node) -> Axes:
     inputs = [walk.of(a) for a in _args(node)[0]]
     d = int(_argument(node, 1, "dim", 0)) % len(inputs[0])
-    out: Axes = []
-    for i in range(len(inputs[0])):
-        here = [axes[i] for axes in inputs]
-        if i == d:
-            out.append(concatenation(here))
-            continue
-        for axis in here[1:]:
-            unify(here[0], axis)
-        out.append(here[0])
+    unify_all([(inputs[0][i], axes[i]) for axes in inputs[1:] for i in range(len(axes)) if i != d])
+    out = list(inputs[0])
+    out[d] = concatenation([axes[d] for axes in inputs])
     return out
 
 
@@ -639,8 +624,10 @@ def _index(walk: _Walk, node: Node) -> Axes | None:
 def _ordered(walk: _Walk, node: Node) -> Axes:
     x = walk.of(_args(node)[0])
     given = _argument(node, 2 if _name(node) == "roll" else 1, "dims")
-    for d in [given] if isinstance(given, int) else given or range(len(x)):
+    dims = [given] if isinstance(given, int) else list(given or range(len(x)))
+    for d in dims:
         pin(x[int(d)])
+    walk.mix(x, dims)
     return x
 
 

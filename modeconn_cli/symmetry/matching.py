@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.symmetry.axes import Axis, index, leaves, positions, size
-from modeconn_cli.symmetry.graph import Symmetry
+from modeconn_cli.symmetry.axes import Axis, Place, homeless, leaves, permuted, places, size
+from modeconn_cli.symmetry.groups import Symmetry
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,25 @@ class Matching:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a group's index set runs along a tensor: (size, m) flat positions along ``dim``; None: ``run`` of them.
+class _Run:
+    """Where a group runs along a tensor: a :class:`Place` of it.
 
-    run: the first of consecutive positions and their number, which need no copy to be looked at.
+    first: of consecutive positions, which need no copy to be looked at; else None.
     """
 
     tensor: int
-    dim: int
-    at: Tensor | None
-    run: tuple[int, int] = (0, 0)
+    place: Place
+    first: int | None
+
+    @property
+    def dim(self) -> int:
+        return self.place.dim
 
 
-def _place(tensor: int, dim: int, at: Tensor) -> _Place:
-    first, n = int(at[0, 0]), len(at)
-    if at.shape[1] == 1 and torch.equal(at[:, 0], torch.arange(first, first + n)):
-        return _Place(tensor, dim, None, (first, n))
-    return _Place(tensor, dim, at)
+def _run(tensor: int, place: Place) -> _Run:
+    first, n = int(place.at[0, 0]), len(place.at)
+    straight = place.at.shape[1] == 1 and torch.equal(place.at[:, 0], torch.arange(first, first + n))
+    return _Run(tensor, place, first if straight else None)
 
 
 class _Problem:
@@ -54,6 +56,7 @@ class _Problem:
     def __init__(
         self, symmetry: Symmetry, a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: Sequence[str]
     ) -> None:
+        self.symmetry = symmetry
         self.groups = symmetry.groups
         number = {g.leaf: i for i, g in enumerate(self.groups)}
         self.names = [n for n in names if any(leaf in number for axis in symmetry.axes[n] for leaf in leaves(axis))]
@@ -62,80 +65,150 @@ class _Problem:
         self.axes: list[list[Axis]] = [symmetry.axes[n] for n in self.names]
         self.a = [a[n].detach().float() for n in self.names]
         self.b = [b[n].detach().float().clone() for n in self.names]
-        self.places: list[list[_Place]] = [[] for _ in self.groups]
-        self.around: list[set[int]] = []  # the groups of each tensor
+        self.runs: list[list[_Run]] = [[] for _ in self.groups]
+        self.beside: list[list[set[int]]] = [[] for _ in self.groups]  # groups that move what a run sees
+        self.quadratic = [False] * len(self.groups)  # a group that runs twice through the same part of a tensor
         for t, axes in enumerate(self.axes):
-            self.around.append(set())
-            for d, axis in enumerate(axes):
-                for leaf, at in positions(axis):
-                    if leaf in number:
-                        self.places[number[leaf]].append(_place(t, d, at))
-                        self.around[t].add(number[leaf])
+            here = [(number[p.leaf], p) for p in places(axes) if p.leaf in number]
+            meets = _meetings([p for _, p in here], self.a[t].shape)
+            for k, (g, place) in enumerate(here):
+                self.runs[g].append(_run(t, place))
+                met = [here[j][0] for j in range(len(here)) if j != k and meets[k, j]]
+                self.beside[g].append(set(met) - {g})
+                self.quadratic[g] = self.quadratic[g] or g in met
+        self.nested = [self._nesting(g) for g in range(len(self.groups))]
         self.permutations = symmetry.identity()
         self.moved = [0] * len(self.groups)  # a clock for each group
         self.clock = 0
         self._terms: dict[tuple[int, int], tuple[int, Tensor]] = {}
         self._rows_of_a: dict[tuple[int, int], Tensor] = {}
-        # Where a group runs along two dimensions of one tensor its cost is quadratic.
-        self.quadratic = [
-            len({p.tensor for p in places}) < len({(p.tensor, p.dim) for p in places}) for places in self.places
-        ]
 
-    def term(self, group: int, place: int) -> Tensor:
-        """One tensor's part of a group's cost matrix (size, size): rows of A against rows of B as it is now."""
-        p = self.places[group][place]
-        since = max((self.moved[g] for g in self.around[p.tensor] if g != group), default=0)
-        kept = self._terms.get((group, place))
-        if kept is not None and kept[0] >= since and not self.quadratic[group]:
-            return kept[1]
-        if (group, place) not in self._rows_of_a:
-            self._rows_of_a[group, place] = _rows(self.a[p.tensor], p)
-        found = self._rows_of_a[group, place] @ _rows(self.b[p.tensor], p).T
-        self._terms[group, place] = self.clock, found
+    def _nesting(self, group: int) -> dict[int, list[tuple[int, int]]]:
+        """Which of a group's runs are all of one family inside it: for each, (member, its run) by index of the group.
+
+        What is inside such a group can be given its best permutation for every pair of the group's indices.
+        """
+        found = {}
+        families = [m for m in self.symmetry.inside.get(group, []) if all(len(here) == 1 for here in m)]
+        inside = {g for m in self.symmetry.inside.get(group, []) for here in m for g in here}
+        for r, run in enumerate(self.runs[group]):
+            met = self.beside[group][r] & inside
+            for members in families:
+                # No member of another family here, and each member here once, at its index alone.
+                if met != {here[0] for here in members}:
+                    continue
+                pairs = [(g, [k for k, x in enumerate(self.runs[g]) if x.tensor == run.tensor]) for (g,) in members]
+                shapes = {tuple(self.runs[g][k[0]].place.at.shape) for g, k in pairs if k}
+                if all(len(k) == 1 for _, k in pairs) and len(shapes) == 1 and len({g for g, _ in pairs}) == len(pairs):
+                    found[r] = [(g, k[0]) for g, k in pairs]
         return found
 
-    def cost(self, group: int, places: Sequence[int] | None = None) -> Tensor:
-        """The group's cost matrix, or what some of its places contribute to it."""
-        chosen = range(len(self.places[group])) if places is None else places
-        total: Tensor | None = None
-        for place in chosen:
-            term = self.term(group, place)
-            total = term if total is None else total + term
+    def term(self, group: int, r: int) -> Tensor:
+        """One run's part of a group's cost matrix (size, size): rows of A against rows of B as it is now."""
+        run = self.runs[group][r]
+        since = max((self.moved[g] for g in self.beside[group][r]), default=0)
+        kept = self._terms.get((group, r))
+        if kept is not None and kept[0] >= since and not self.quadratic[group]:
+            return kept[1]
+        found = self.rows_of_a(group, r) @ _rows(self.b[run.tensor], run).T
+        self._terms[group, r] = self.clock, found
+        return found
+
+    def rows_of_a(self, group: int, r: int) -> Tensor:
+        """A along a run (size, everything else)."""
+        if (group, r) not in self._rows_of_a:
+            self._rows_of_a[group, r] = _rows(self.a[self.runs[group][r].tensor], self.runs[group][r])
+        return self._rows_of_a[group, r]
+
+    def cost(self, group: int, chosen: Sequence[int]) -> tuple[np.ndarray, float]:
+        """The group's cost matrix (size, size), from some of its runs, and what these are worth as they are.
+
+        Where the group has others inside it, every pair of its indices counts with those at their best.
+        """
         n = self.groups[group].size
-        return torch.zeros(n, n) if total is None else total
+        plain = [r for r in chosen if r not in self.nested[group]]
+        total = np.zeros((n, n))
+        if plain:
+            total += sum(self.term(group, r) for r in plain).double().cpu().numpy()  # type: ignore[union-attr]
+        worth = float(np.trace(total))
+        families: dict[tuple[int, ...], list[int]] = {}
+        for r in chosen:
+            if r in self.nested[group]:
+                families.setdefault(tuple(g for g, _ in self.nested[group][r]), []).append(r)
+        for rs in families.values():
+            pairs = sum(self._pairs(group, r) for r in rs).double().cpu().numpy()  # type: ignore[union-attr]
+            for i, j in np.ndindex(n, n):
+                total[i, j] += pairs[i, :, j][np.arange(pairs.shape[1]), assign(pairs[i, :, j])].sum()
+            worth += float(np.einsum("iaia->", pairs))
+        return total, worth
+
+    def _pairs(self, group: int, r: int) -> Tensor:
+        """Rows of A inside each index of a group against rows of B inside each (n, d, n, d)."""
+        runs = self.nested[group][r]
+        a = torch.stack([self.rows_of_a(g, k) for g, k in runs])
+        b = torch.stack([_rows(self.b[self.runs[g][k].tensor], self.runs[g][k]) for g, k in runs])
+        n, d = a.shape[:2]
+        return (a.flatten(0, 1) @ b.flatten(0, 1).T).view(n, d, n, d)
 
     def move(self, group: int, relative: Tensor) -> None:
         """Permute a group of B, from what it is now."""
-        leaf = self.groups[group].leaf
         self.clock += 1
         self.moved[group] = self.clock
-        self.permutations[group] = self.permutations[group][relative]
-        for t in {p.tensor for p in self.places[group]}:
-            for d, axis in enumerate(self.axes[t]):
-                if any(x is leaf for x in leaves(axis)):
-                    self.b[t] = self.b[t].index_select(d, index(axis, {leaf: relative}).to(self.b[t].device))
+        self.symmetry.turn(self.permutations, group, relative)
+        leaf = {self.groups[group].leaf: relative}
+        for t in {r.tensor for r in self.runs[group]}:
+            self.b[t] = permuted(self.b[t], self.axes[t], leaf)
         here = relative.to(self.b[0].device)
-        for place in range(len(self.places[group])):
-            kept = self._terms.get((group, place))
+        for r in range(len(self.runs[group])):
+            kept = self._terms.get((group, r))
             if kept is not None:
-                self._terms[group, place] = kept[0], kept[1][:, here]
+                self._terms[group, r] = kept[0], kept[1][:, here]
 
-    def solve(self, group: int, places: Sequence[int] | None = None) -> bool:
+    def solve(self, group: int, chosen: Sequence[int] | None = None) -> bool:
         """Give a group its best permutation, the others held; whether it moved."""
-        cost = self.cost(group, places).double().cpu().numpy()
+        runs = range(len(self.runs[group])) if chosen is None else chosen
+        cost, worth = self.cost(group, runs)
         relative = torch.from_numpy(assign(cost))
-        gain = float(cost[np.arange(len(cost)), relative.numpy()].sum() - np.trace(cost))
-        if gain <= 1e-7 * (abs(float(np.trace(cost))) + float(np.abs(cost).mean()) + 1e-30):
-            return False
-        if places is None and self.quadratic[group]:
+        gain = float(cost[np.arange(len(cost)), relative.numpy()].sum()) - worth
+        still = torch.equal(relative, torch.arange(len(relative)))
+        if still or gain <= 1e-7 * (abs(worth) + float(np.abs(cost).mean()) + 1e-30):
+            return chosen is None and self.quadratic[group] and self._swap(group, cost)
+        if chosen is None and self.quadratic[group]:
             before = self.objective()
             self.move(group, relative)
             if self.objective() <= before:
                 self.move(group, torch.argsort(relative))
-                return False
+                return self._swap(group, cost)
             return True
         self.move(group, relative)
+        for r, members in self.nested[group].items():
+            if r in runs:
+                for g, k in members:
+                    self.solve(g, None if chosen is None else [k])
         return True
+
+    def _swap(self, group: int, cost: np.ndarray, tries: int = 500) -> bool:
+        """Exchange two indices of a group whose cost is quadratic, the most promising pairs first; whether one gained.
+
+        Its cost matrix is a linearisation, whose best assignment may lose.
+        """
+        n = len(cost)
+        i, j = np.triu_indices(n, 1)
+        gains = cost[i, j] + cost[j, i] - cost[i, i] - cost[j, j]
+        touched = sorted({r.tensor for r in self.runs[group]})
+        now = sum(float(torch.dot(self.a[t].reshape(-1), self.b[t].reshape(-1))) for t in touched)
+        for k in np.argsort(-gains)[:tries].tolist():
+            exchange = torch.arange(n)
+            exchange[[i[k], j[k]]] = exchange[[j[k], i[k]]]
+            leaf = {self.groups[group].leaf: exchange}
+            there = [permuted(self.b[t], self.axes[t], leaf) for t in touched]
+            worth = sum(
+                float(torch.dot(self.a[t].reshape(-1), x.reshape(-1))) for t, x in zip(touched, there, strict=True)
+            )
+            if worth > now + 1e-6 * abs(now):
+                self.move(group, exchange)
+                return True
+        return False
 
     def objective(self) -> float:
         """The inner product of A with B as it is now."""
@@ -188,7 +261,7 @@ def weight_matching(
         for sweep in range(sweeps):
             still = True
             for g in rng.permutation(len(problem.groups)).tolist():
-                neighbours = set().union(*(problem.around[p.tensor] for p in problem.places[g])) - {g}
+                neighbours = set().union(*problem.beside[g])
                 if solved[g] >= max((problem.moved[n] for n in neighbours), default=0) and solved[g] >= 0:
                     continue
                 still = not problem.solve(g) and still
@@ -227,7 +300,7 @@ def activation_matching(
         (name, dim): axis
         for name, axes in symmetry.seen_at.items()
         for dim, axis in enumerate(axes)
-        if any(leaf in groups for leaf in leaves(axis))
+        if any(leaf in groups for leaf in leaves(axis)) and not homeless([axis])
     }
     sums = {place: _Moments(size(axis)) for place, axis in sites.items()}
     wanted = {name for name, _ in sites}
@@ -240,7 +313,7 @@ def activation_matching(
     problem = _ActivationProblem(symmetry, sites, alike)
     objective = [problem.objective()]
     # Groups that are factors of one axis, heads and what is inside them, depend on one another; others settle at once.
-    for g in sorted(range(len(symmetry.groups)), key=lambda g: symmetry.groups[g].size):
+    for g in sorted(range(len(symmetry.groups)), key=lambda g: (g not in symmetry.inside, symmetry.groups[g].size)):
         problem.solve(g, problem.first_cost(g))
     while True:
         objective.append(problem.objective())
@@ -256,20 +329,21 @@ class _ActivationProblem:
     def __init__(
         self, symmetry: Symmetry, sites: Mapping[tuple[str, int], Axis], alike: Mapping[tuple[str, int], Tensor]
     ):
-        self.groups = symmetry.groups
+        self.symmetry, self.groups = symmetry, symmetry.groups
         self.permutations = symmetry.identity()
         self.sites, self.alike = sites, alike
         number = {g.leaf: i for i, g in enumerate(self.groups)}
         self.places: list[list[tuple[tuple[str, int], Tensor]]] = [[] for _ in self.groups]
         for place, axis in sites.items():
-            for leaf, at in positions(axis):
-                if leaf in number:
-                    self.places[number[leaf]].append((place, at))
+            for run in places([axis]):
+                if run.leaf in number:
+                    self.places[number[run.leaf]].append((place, run.at))
 
     def now(self, place: tuple[str, int]) -> Tensor:
         """Likeness of A's units with B's as permuted now."""
         by_leaf = {g.leaf: p for g, p in zip(self.groups, self.permutations, strict=True)}
-        return self.alike[place][:, index(self.sites[place], by_leaf)]
+        axis = self.sites[place]
+        return self.alike[place][:, permuted(torch.arange(size(axis)), [axis], by_leaf)]
 
     def cost(self, group: int) -> Tensor:
         """(size, size), for permutations from what the group is now."""
@@ -300,7 +374,7 @@ class _ActivationProblem:
         gain = float(cost[torch.arange(len(cost)), relative].sum() - cost.trace())
         if gain <= 1e-9 * float(cost.abs().sum() + 1e-300):
             return False
-        self.permutations[group] = self.permutations[group][relative]
+        self.symmetry.turn(self.permutations, group, relative)
         return True
 
     def objective(self) -> float:
@@ -336,6 +410,7 @@ class _Moments:
 def _observe(symmetry: Symmetry, state: Mapping[str, Tensor], x: Tensor, wanted: set[str]) -> dict[str, Tensor]:
     """The named values of the traced graph on a batch, with these weights."""
     program = symmetry.program
+    assert program is not None
     signature = program.graph_signature
     stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     found: dict[str, Tensor] = {}
@@ -365,25 +440,49 @@ def _observe(symmetry: Symmetry, state: Mapping[str, Tensor], x: Tensor, wanted:
 def _settle(problem: _Problem) -> None:
     """Solve every group once, each by the tensors whose other axes are settled, the most determined group next."""
     settled: set[int] = set()
+    symmetry = problem.symmetry
     mass = [float(a.norm()) * float(b.norm()) for a, b in zip(problem.a, problem.b, strict=True)]
     while len(settled) < len(problem.groups):
         shares = {}
         for g in range(len(problem.groups)):
             if g in settled:
                 continue
-            places = problem.places[g]
-            known = [i for i, p in enumerate(places) if problem.around[p.tensor] - {g} <= settled]
-            whole = sum(mass[p.tensor] for p in places)
-            shares[g] = (sum(mass[places[i].tensor] for i in known) / (whole or 1.0), known)
+            runs = problem.runs[g]
+            free = {m for members in symmetry.inside.get(g, []) for here in members for m in here}
+            known = [
+                r
+                for r in range(len(runs))
+                if problem.beside[g][r] - (free if r in problem.nested[g] else set()) <= settled
+            ]
+            whole = sum(mass[run.tensor] for run in runs)
+            shares[g] = (sum(mass[runs[r].tensor] for r in known) / (whole or 1.0), known)
         group = max(shares, key=lambda g: (shares[g][0], -g))
         known = shares[group][1]
         problem.solve(group, known or None)
         settled.add(group)
 
 
-def _rows(tensor: Tensor, place: _Place) -> Tensor:
-    """A tensor as (size, everything else) along a place."""
-    if place.at is None:
-        return tensor.narrow(place.dim, *place.run).movedim(place.dim, 0).reshape(place.run[1], -1)
-    picked = tensor.index_select(place.dim, place.at.reshape(-1).to(tensor.device)).movedim(place.dim, 0)
-    return picked.reshape(len(place.at), -1)
+def _rows(tensor: Tensor, run: _Run) -> Tensor:
+    """A tensor as (size, everything else) along a run."""
+    place, n = run.place, len(run.place.at)
+    for dim, at in place.within:
+        tensor = tensor.index_select(dim, at.to(tensor.device))
+    if run.first is not None:
+        return tensor.narrow(place.dim, run.first, n).movedim(place.dim, 0).reshape(n, -1)
+    return tensor.index_select(place.dim, place.at.reshape(-1).to(tensor.device)).movedim(place.dim, 0).reshape(n, -1)
+
+
+def _meetings(found: Sequence[Place], shape: Sequence[int]) -> np.ndarray:
+    """Which places of a tensor have elements in common (n, n)."""
+    met = np.ones((len(found), len(found)), dtype=bool)
+    if len({p.dim for p in found}) == len(found):
+        return met
+    for dim, length in enumerate(shape):
+        mask = np.ones((len(found), length), dtype=np.float32)
+        for row, place in zip(mask, found, strict=True):
+            here = [at for d, at in place.within if d == dim] + ([place.at.reshape(-1)] if place.dim == dim else [])
+            if here:
+                row[:] = 0
+                row[here[-1].numpy()] = 1
+        met &= mask @ mask.T > 0
+    return met
