@@ -148,6 +148,15 @@ def show_result(result: dict[str, Any]) -> None:
                 f"{e['test_error']:.2f}",
             )
         out.print(table)
+    for merged in result.get("merged", []):
+        out.print()
+        out.print(merge_table(merged))
+        cycles = merged["cycle_error"]
+        if len(merged["networks"]) > 2:
+            out.print(
+                f"\nRound three networks, {100 * cycles['this']:.1f}% of all units do not return to their place; "
+                f"{100 * cycles['every pair by weight matching']:.1f}% where every pair is matched by itself."
+            )
     if result["barriers"]:
         out.print()
         out.print(barrier_table(result["barriers"]))
@@ -163,6 +172,29 @@ def show_result(result: dict[str, Any]) -> None:
             out.print(f"{row['directory']}/checkpoint.safetensors", soft_wrap=True)
     if result["plot"]:
         out.print(f"picture: {result['plot']}", soft_wrap=True)
+
+
+def merge_table(merged: dict[str, Any]) -> Table:
+    """Loss and error of the mean of several networks, and how far they are above the mean of the networks' own."""
+    table = Table(
+        title=f"The mean of {len(merged['networks'])} networks ({merged['method']}), with bootstrap intervals",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+    )
+    columns = ("train_nll", "train_error", "test_nll", "test_error")
+    table.add_column("network")
+    for name in columns:
+        table.add_column(name.replace("_", " ") + (" %" if name.endswith("error") else ""), justify="right")
+        table.add_column("above_mean", justify="right")
+    for row in merged["merged"]:
+        cells = []
+        for name in columns:
+            digits = 2 if name.endswith("error") else 4
+            cells += [f"{row[name]:.{digits}f}", _interval(row[f"{name}_above_mean"], digits)]
+        table.add_row(row["network"], *cells)
+    return table
 
 
 def barrier_table(rows: Sequence[dict[str, Any]]) -> Table:

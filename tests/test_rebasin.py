@@ -184,7 +184,7 @@ def test_repair_gives_every_layer_the_statistics_between_the_ends(family: str, s
         between.load_rest(net.rest())
         repair.add_end()
     between.point.copy_(torch.lerp(nets[0].point, nets[1].point, share))
-    repair.set(share)
+    repair.set([1 - share, share])
     found = statistics(between.module, repair.sites, x)
     # BatchNorm estimates the unbiased variance, which differs in the deepest layers of so small a batch.
     tolerance = 2e-2 if family == "vgg_bn" else 2e-3

@@ -124,7 +124,7 @@ class Evaluator:
             rests: buffers of the first and of the last row's endpoints.
             fixed: whether those rows are the endpoints still; a row that was trained has no buffers of its own.
         """
-        repair = None if self.options.renormalise is Renormalise.none else self._ready_repair(control_points, rests)
+        repair = self._ready_repair(control_points[[0, -1]], rests)
         combine(coefficients.tolist(), control_points, self.net.point)
         if coefficients[0] == 1 and fixed[0]:
             self.net.load_rest(rests[0])
@@ -133,22 +133,39 @@ class Evaluator:
         else:
             share = float(coefficients @ np.linspace(0, 1, len(coefficients)))
             self.net.load_rest(_mean_statistics(rests, share))
-            if repair is not None:
-                repair.set(share)
-                try:
-                    return self.scores()
-                finally:
-                    repair.release()
-            if self.options.batch_norm is BatchNorm.reestimate:
-                self.reestimate()
+            return self._between([1 - share, share], repair)
         return self.scores()
 
-    def _ready_repair(self, control_points: Tensor, rests: list[dict[str, Tensor]]) -> Repair:
-        """The repair that knows the statistics of both ends of a path."""
+    @torch.no_grad()
+    def centre(self, points: Tensor, rests: list[dict[str, Tensor]]) -> dict[str, Scores]:
+        """Scores at the mean of networks (N, P), whose buffers are ``rests``; the network is left there."""
+        repair = self._ready_repair(points, rests)
+        self.net.point.copy_(points.mean(0))
+        self.net.load_rest(
+            {k: torch.stack([r[k] for r in rests]).mean(0) if v.is_floating_point() else v for k, v in rests[0].items()}
+        )
+        return self._between([1 / len(rests)] * len(rests), repair)
+
+    def _between(self, shares: list[float], repair: Repair | None) -> dict[str, Scores]:
+        """Scores of the network as it is, after what is asked for between ends."""
+        if repair is not None:
+            repair.set(shares)
+            try:
+                return self.scores()
+            finally:
+                repair.release()
+        if self.options.batch_norm is BatchNorm.reestimate:
+            self.reestimate()
+        return self.scores()
+
+    def _ready_repair(self, points: Tensor, rests: list[dict[str, Tensor]]) -> Repair | None:
+        """The repair, where one is asked for, that knows the statistics of all ends."""
+        if self.options.renormalise is Renormalise.none:
+            return None
         if self._repair is None:
             shift = self.options.renormalise is Renormalise.repair
             self._repair = Repair(self.net, self._bn_batches, shift)
-            for row, rest in ((control_points[0], rests[0]), (control_points[-1], rests[1])):
+            for row, rest in zip(points, rests, strict=True):
                 self.net.point.copy_(row)
                 self.net.load_rest(rest)
                 self._repair.add_end()

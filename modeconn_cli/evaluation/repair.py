@@ -7,7 +7,7 @@ that BatchNorm follows is left to it, and BatchNorm's own output is what is set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, _BatchNorm)
 
 
 class Repair:
-    """Keeps the statistics of two ends, and sets a network between them to what lies between those.
+    """Keeps the statistics of two or more ends, and sets a network between them to what lies between those.
 
     Args:
         batches: gives clean training inputs, the same whenever it is called.
@@ -63,14 +63,17 @@ class Repair:
         self.ends.append(moments)
 
     @torch.no_grad()
-    def set(self, share: float) -> None:
-        """Repair the network as it is now, ``share`` of the way to the second end; :meth:`release` undoes it.
+    def set(self, shares: Sequence[float]) -> None:
+        """Repair the network as it is now, the mean of the ends by these shares; :meth:`release` undoes it.
 
         One pass over the data in which every layer is set by its batch's own statistics, so that the next layer
         sees what it will see; their averages are what stays.
         """
         target = {
-            site: tuple(torch.lerp(a, b, share) for a, b in zip(self.ends[0][site], self.ends[1][site], strict=True))
+            site: tuple(
+                torch.stack([share * end[site][k] for share, end in zip(shares, self.ends, strict=True)]).sum(0)
+                for k in range(2)
+            )
             for site in self.sites
         }
         met: dict[nn.Module, list[Any]] = {site: [0, 0.0, 0.0] for site in self.sites}

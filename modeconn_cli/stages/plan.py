@@ -20,12 +20,15 @@ from modeconn_cli.stages.context import Context, Reporter
 from modeconn_cli.stages.curve import FitCurve
 from modeconn_cli.stages.endpoints import Endpoint, ImportedEndpoint, TrainedEndpoint, recorded_metrics
 from modeconn_cli.stages.measure import MeasuredCurve, MeasuredPath, Segment
+from modeconn_cli.stages.merge import Merged
 from modeconn_cli.stages.plot import Plot
 from modeconn_cli.stages.rebasin import Aligned
 
 SAME = (
     "the same network, so there is no path between them: give two different endpoints.seeds or endpoints.checkpoints."
 )
+
+TOGETHER = (Match.merge_many, Match.c2m3)
 
 S = TypeVar("S", bound=Stage)
 
@@ -93,6 +96,7 @@ class Plan:
                 if isinstance(s, Endpoint)
             ],
             "barriers": barrier_rows(measured),
+            "merged": [s.found(run) for s, run in finished.items() if isinstance(s, Merged)],
             "verdicts": [
                 {
                     "path": p.title,
@@ -136,6 +140,13 @@ def make_plan(command: str, config: Config, reporter: Reporter) -> Plan:
     endpoints = _endpoints(context)
     if command == "train-endpoints":
         return Plan(context, [*endpoints], [*endpoints])
+    if command == "rebasin" and config.rebasin.method in TOGETHER:
+        return _merge(context, endpoints)
+    if command == "rebasin" and len(endpoints) > 2:
+        raise UserError(
+            f"modeconn rebasin joins two endpoints by rebasin={config.rebasin.method}, and {len(endpoints)} are given: "
+            f"use rebasin={' or rebasin='.join(map(str, TOGETHER))} for more."
+        )
     start, end = _two(endpoints, context, command)
     if command == "rebasin":
         return _rebasin(context, start, end)
@@ -202,6 +213,11 @@ def _aligned(context: Context, start: Endpoint, end: Endpoint) -> Aligned | None
     """The second endpoint permuted, where the configuration asks for it."""
     if context.config.rebasin.method is Match.none:
         return None
+    if context.config.rebasin.method in TOGETHER:
+        raise UserError(
+            f"rebasin={context.config.rebasin.method} brings any number of networks together, and a path has two ends: "
+            "use it with modeconn rebasin, or another method here."
+        )
     aligned = Aligned(context, start, end)
     aligned.check()
     return aligned
@@ -230,6 +246,15 @@ def _rebasin(context: Context, start: Endpoint, end: Endpoint) -> Plan:
     paths += [measured(aligned, BatchNorm.reestimate, r) for r in (Renormalise.repair, Renormalise.rescale)]
     own: list[Stage] = [aligned, *paths, Plot(context, paths)]
     return _identified(Plan(context, [start, end, *own], own))
+
+
+def _merge(context: Context, endpoints: Sequence[Endpoint]) -> Plan:
+    """The mean of any number of networks, before and after they are matched."""
+    if len(endpoints) < 2:
+        raise UserError("there is nothing to merge in one endpoint: give two or more, as endpoints.seeds=[0,1,2].")
+    merged = Merged(context, [*endpoints])
+    merged.check()
+    return _identified(Plan(context, [*endpoints, merged], [merged]))
 
 
 def _connection(context: Context, start: Endpoint, end: Endpoint, more: Sequence[str]) -> Plan:

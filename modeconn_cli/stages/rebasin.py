@@ -4,68 +4,65 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation import require_same
+from modeconn_cli.evaluation.batchnorm import norm_layers
 from modeconn_cli.runs import Run
-from modeconn_cli.schema import Config, Interpolation, Match, Similarity, check, fields_off_default
+from modeconn_cli.schema import Between, Config, Interpolation, Match, Similarity, check, fields_off_default
+from modeconn_cli.stages import Stage
 from modeconn_cli.stages.checkpoints import write_state
 from modeconn_cli.stages.context import Context, Silent
 from modeconn_cli.stages.endpoints import Endpoint, pair_label
 from modeconn_cli.symmetry.axes import Leaf, leaves
 from modeconn_cli.symmetry.graph import CannotTrace, trace
 from modeconn_cli.symmetry.groups import Axes, Symmetry, symmetry_of
+from modeconn_cli.symmetry.learned import Check, Loss, Parameters, sinkhorn_matching, straight_through
 from modeconn_cli.symmetry.matching import Matching, activation_matching, weight_matching
 from modeconn_cli.symmetry.written import read_groups, write_groups
 
 CERTIFIED_ON = 64  # examples
 TOLERANCE = 1e-10  # relative, in float64
 ACTIVATION_BATCH = 100
+TRAINED = ("steps", "lr", "batch_size", "examples", "seed")
+USED: dict[Match, tuple[str, ...]] = {  # which settings a method depends on
+    Match.none: (),
+    Match.weight: ("restarts", "sweeps", "seed"),
+    Match.activation: ("examples", "similarity"),
+    Match.straight_through: TRAINED,
+    Match.sinkhorn: (*TRAINED, "between", "temperature", "unrolled"),
+    Match.merge_many: ("restarts", "sweeps", "seed"),
+    Match.c2m3: ("restarts", "sweeps", "seed"),
+}
 
 
-class Aligned(Endpoint):
-    """The second endpoint after re-basin: checkpoint.safetensors, and how it came about.
-
-    permutation.safetensors needs nothing of this project: for every ``<tensor>:<dim>`` it holds the indices with which
-    ``index_select`` along that dimension makes the aligned tensor from the second endpoint's. merged.safetensors is
-    the midpoint of the first endpoint and the aligned one.
-    """
+class Permuting(Stage):
+    """What permutes networks: it traces them, matches them, and certifies that they compute the same."""
 
     name = "rebasin"
-
-    def __init__(self, context: Context, start: Endpoint, end: Endpoint) -> None:
-        super().__init__(context)
-        self.upstream = [start, end]
-        self.start, self.end = start, end
-        self.short_name = f"{end.short_name} aligned"
-        self.suffix = f"-{context.config.rebasin.method}"
-
-    @property
-    def label(self) -> str:
-        return f"{self.context.label}-{pair_label(self.start, self)}"
-
-    @property
-    def original(self) -> Endpoint:
-        return self.end
+    VERSION = 2
 
     def fields(self) -> dict[str, Any]:
         options = fields_off_default(self.context.config.rebasin)
-        unused = {"weight": ("examples", "similarity"), "activation": ("restarts", "sweeps", "seed")}
-        fields = {k: v for k, v in options.items() if k not in unused[str(self.context.config.rebasin.method)]}
+        used = USED[self.context.config.rebasin.method]
+        fields = {k: v for k, v in options.items() if k in used or k in ("method", "groups")}
         if "groups" in fields:  # what is in the file, wherever it is
             fields["groups"] = hashlib.sha256(self._groups_text.encode()).hexdigest()
         return fields
 
     @cached_property
-    def _traced(self) -> tuple[nn.Module, Symmetry, int]:
+    def traced(self) -> tuple[nn.Module, Symmetry, int]:
         """The network on the CPU, its groups, and the batch that they were traced with."""
         options = self.context.config.rebasin
         data = self.context.data_on_host
@@ -90,16 +87,13 @@ class Aligned(Endpoint):
 
     @cached_property
     def _groups_text(self) -> str:
-        file = Path(str(self.context.config.rebasin.groups))
-        if not file.is_file():
-            raise UserError(f"rebasin.groups: no file {file}.")
-        return file.read_text(encoding="utf-8")
+        return _read_text(str(self.context.config.rebasin.groups))
 
     def check(self) -> None:
         """Raise UserError now, before anything is written, for a network that cannot be traced or has no symmetry."""
         if self.locate(False).status == "cached":
             return
-        _, symmetry, _ = self._traced
+        _, symmetry, _ = self.traced
         if not symmetry.groups:
             unknown = ", ".join(symmetry.unknown)
             because = f": {unknown} hold every axis in its place" if unknown else ""
@@ -107,17 +101,41 @@ class Aligned(Endpoint):
                 f"this network has no permutation that leaves its function alone{because}; set rebasin=none."
             )
 
+    def examples(self) -> Tensor:
+        """Real inputs that functions are compared on."""
+        data = self.context.data_on_host
+        return data.inputs(data.test, slice(0, CERTIFIED_ON))
+
+
+class Aligned(Permuting, Endpoint):
+    """The second endpoint after re-basin: checkpoint.safetensors, and how it came about.
+
+    permutation.safetensors needs nothing of this project: for every ``<tensor>:<dim>`` it holds the indices with which
+    ``index_select`` along that dimension makes the aligned tensor from the second endpoint's, and for a ``<tensor>``
+    alone the flat position of every element's source. merged.safetensors is the midpoint of the first endpoint and the
+    aligned one.
+    """
+
+    def __init__(self, context: Context, start: Endpoint, end: Endpoint) -> None:
+        super().__init__(context, [start, end])
+        self.start, self.end = start, end
+        self.short_name = f"{end.short_name} aligned"
+        self.suffix = f"-{context.config.rebasin.method}"
+
+    @property
+    def label(self) -> str:
+        return f"{self.context.label}-{pair_label(self.start, self)}"
+
+    @property
+    def original(self) -> Endpoint:
+        return self.end
+
     def compute(self, run: Run) -> None:
-        module, symmetry, batch = self._traced
+        module, symmetry, batch = self.traced
         a, b = self.start.state(), self.end.state()
         found = self._match(module, symmetry, batch, a, b)
         aligned = symmetry.permute(b, found.permutations)
-        certificate = certify(module, symmetry, b, aligned, self._examples())
-        if certificate["difference"] > TOLERANCE or certificate["control"] <= TOLERANCE:
-            raise RunFailed(
-                f"the permuted network is not the same function: outputs differ by {certificate['difference']:.1e} of "
-                f"the largest (a broken permutation: {certificate['control']:.1e}). Please report the network."
-            )
+        certificate = certify_all(module, symmetry, [b], [aligned], self.examples())
         write_state(run, "permutation.safetensors", symmetry.moves(b, found.permutations))
         write_state(run, "merged.safetensors", {k: _midpoint(a[k], aligned[k]) for k in a})
         net = self.context.net(0)
@@ -132,6 +150,7 @@ class Aligned(Endpoint):
             {
                 "method": str(self.context.config.rebasin.method),
                 "objective": found.objective,
+                "objective_is": found.measure,
                 "start": found.start,
                 "groups": [
                     {"name": g.name, "size": g.size, "moved": m} for g, m in zip(symmetry.groups, moved, strict=True)
@@ -148,40 +167,104 @@ class Aligned(Endpoint):
     def _match(
         self, module: nn.Module, symmetry: Symmetry, batch: int, a: dict[str, Tensor], b: dict[str, Tensor]
     ) -> Matching:
-        options, reporter = self.context.config.rebasin, self.context.reporter
+        options = self.context.config.rebasin
+        if options.method is Match.activation:
+            return self._match_activations(symmetry, batch, a, b)
+        names = [n for n, _ in module.named_parameters()]
+        first, second = ({n: state[n].to(self.context.device) for n in names} for state in (a, b))
         if options.method is Match.weight:
-            device = self.context.device
-
-            def swept(start: int, sweep: int, objective: float) -> None:
-                reporter.progress(start, options.restarts + 1, f"sweep {sweep + 1} objective {objective:.4f}")
-                self.context.signals.check()
-
-            names = [n for n, _ in module.named_parameters()]
-            first, second = ({k: v.to(device) for k, v in state.items()} for state in (a, b))
+            watch = self._watch(options.restarts + 1)
             return weight_matching(
-                symmetry, first, second, names, options.seed, options.restarts, options.sweeps, watch=swept
-            )
-        total = max(min(options.examples, len(self.context.data_on_host.train)) // batch, 1)
-        done = 0
+                symmetry, first, second, names, options.seed, options.restarts, options.sweeps,
+                lambda start, sweep, objective: watch(start, f"sweep {sweep + 1} objective {objective:.4f}"),
+            )  # fmt: skip
+        loss, check = self._losses(a)
+        watch = self._watch(options.steps)
 
-        def compared() -> None:
-            nonlocal done
-            done = min(done + 1, total)
-            reporter.progress(done, total, "comparing units")
+        def trained(step: int, value: float) -> None:
+            watch(step + 1, f"loss {value:.4f}")
+
+        if options.method is Match.straight_through:
+            return straight_through(
+                symmetry,
+                first,
+                second,
+                loss,
+                check,
+                options.steps,
+                options.lr or 1e-3,
+                seed=options.seed,
+                watch=trained,
+            )
+        return sinkhorn_matching(
+            symmetry,
+            first,
+            second,
+            None if options.between is Between.l2 else loss,
+            check,
+            options.steps,
+            options.lr or 0.1,
+            options.temperature,
+            options.unrolled,
+            options.between is Between.random,
+            seed=options.seed,
+            watch=trained,
+        )
+
+    def _watch(self, total: int) -> Callable[[int, str], None]:
+        def watch(done: int, note: str) -> None:
+            self.context.reporter.progress(done, total, note)
             self.context.signals.check()
 
+        return watch
+
+    def _losses(self, a: dict[str, Tensor]) -> tuple[Loss, Check]:
+        """The loss of a network with other parameters, on a step's batch and on examples that stay the same.
+
+        BatchNorm normalises by the batch, as it would after its statistics were reset.
+        """
+        options, data = self.context.config.rebasin, self.context.data
+        module = self.context.net(0).module.eval()
+        for layer in norm_layers(module):
+            layer.train()
+        names = {n for n, _ in module.named_parameters()}
+        rest = {k: v.to(self.context.device) for k, v in a.items() if k not in names}
+        n = len(data.train)
+        fixed = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: options.examples]
+
+        def on(parameters: Parameters, chosen: Tensor) -> Tensor:
+            chosen = chosen.to(data.train.x.device)
+            own = {k: v.clone() for k, v in rest.items()}
+            logits = functional_call(module, {**own, **parameters}, (data.inputs(data.train, chosen),))
+            return F.cross_entropy(logits, data.train.y[chosen])
+
+        def loss(parameters: Parameters, step: int) -> Tensor:
+            generator = torch.Generator().manual_seed(options.seed * options.steps + step)
+            return on(parameters, torch.randint(n, (min(options.batch_size, n),), generator=generator))
+
+        @torch.no_grad()
+        def check(parameters: Parameters) -> float:
+            return float(on(parameters, fixed))
+
+        return loss, check
+
+    def _match_activations(
+        self, symmetry: Symmetry, batch: int, a: dict[str, Tensor], b: dict[str, Tensor]
+    ) -> Matching:
+        options, data = self.context.config.rebasin, self.context.data_on_host
+        total = max(min(options.examples, len(data.train)) // batch, 1)
+        watch = self._watch(total)
+        done = itertools.count(1)
+
+        def batches() -> Iterator[Tensor]:
+            drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+            for part in drawn[: batch * total].split(batch):
+                yield data.inputs(data.train, part)
+
         centred = options.similarity is Similarity.correlation
-        return activation_matching(symmetry, a, b, self._batches(batch, total), centred, compared)
-
-    def _batches(self, batch: int, total: int) -> Iterator[Tensor]:
-        data = self.context.data_on_host
-        drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-        for part in drawn[: batch * total].split(batch):
-            yield data.inputs(data.train, part)
-
-    def _examples(self) -> Tensor:
-        data = self.context.data_on_host
-        return data.inputs(data.test, slice(0, CERTIFIED_ON))
+        return activation_matching(
+            symmetry, a, b, batches(), centred, lambda: watch(min(next(done), total), "comparing units")
+        )
 
 
 def groups_of(config: Config, output: Path | None = None) -> dict[str, Any]:
@@ -202,7 +285,7 @@ def groups_of(config: Config, output: Path | None = None) -> dict[str, Any]:
         raise UserError(f"{output} is there already; give another name.")
     try:
         if config.rebasin.groups is not None:
-            symmetry = read_groups(Path(config.rebasin.groups).read_text(), module.state_dict(), config.rebasin.groups)
+            symmetry = read_groups(_read_text(config.rebasin.groups), module.state_dict(), config.rebasin.groups)
         else:
             symmetry = trace(module, data.inputs(data.train, slice(0, 2)))
     except CannotTrace as error:
@@ -235,6 +318,29 @@ def groups_of(config: Config, output: Path | None = None) -> dict[str, Any]:
     }
 
 
+def certify_all(
+    module: nn.Module,
+    symmetry: Symmetry,
+    before: Sequence[dict[str, Tensor]],
+    after: Sequence[dict[str, Tensor]],
+    x: Tensor,
+) -> dict[str, Any]:
+    """:func:`certify` of every network, the worst of them.
+
+    Raises:
+        RunFailed: one is not the same function as before.
+    """
+    found = [certify(module, symmetry, b, a, x) for b, a in zip(before, after, strict=True)]
+    worst = {**found[0], "difference": max(f["difference"] for f in found), "control": min(f["control"] for f in found)}
+    if worst["difference"] > TOLERANCE or worst["control"] <= TOLERANCE:
+        raise RunFailed(
+            f"the permuted network is not the same function: outputs differ by {worst['difference']:.1e} of the "
+            f"largest (a broken permutation: {worst['control']:.1e}). Where the groups come from a file, they are not "
+            "the network's; where not, please report the network."
+        )
+    return worst
+
+
 @torch.no_grad()
 def certify(
     module: nn.Module, symmetry: Symmetry, before: dict[str, Tensor], after: dict[str, Tensor], x: Tensor
@@ -265,6 +371,12 @@ def certify(
             break
     difference = float((outputs(after) - wanted).abs().max()) / scale
     return {"difference": difference, "control": control, "examples": len(x), "dtype": "float64"}
+
+
+def _read_text(file: str) -> str:
+    if not Path(file).is_file():
+        raise UserError(f"rebasin.groups: no file {file}.")
+    return Path(file).read_text(encoding="utf-8")
 
 
 def _midpoint(a: Tensor, b: Tensor) -> Tensor:

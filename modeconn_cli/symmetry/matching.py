@@ -7,7 +7,7 @@ problem.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,15 @@ from modeconn_cli.symmetry.groups import Symmetry
 
 @dataclass(frozen=True)
 class Matching:
-    """Permutations found, one for each group; the objective after every sweep of the best start, and which it was."""
+    """Permutations found, one for each group; the objective after every sweep of the best start, and which it was.
+
+    measure: what the objective is; it grows, but for a loss.
+    """
 
     permutations: list[Tensor]
     objective: list[float]
     start: int
+    measure: str = "inner product"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def _run(tensor: int, place: Place) -> _Run:
     return _Run(tensor, place, first if straight else None)
 
 
-class _Problem:
+class WeightProblem:
     """A and B on one device, B moving; the terms of every group's cost matrix are kept until a neighbour moves."""
 
     def __init__(
@@ -102,6 +106,16 @@ class _Problem:
                 if all(len(k) == 1 for _, k in pairs) and len(shapes) == 1 and len({g for g, _ in pairs}) == len(pairs):
                     found[r] = [(g, k[0]) for g, k in pairs]
         return found
+
+    def aim(self, a: Mapping[str, Tensor]) -> None:
+        """Match to other weights from here on; B stays where it is."""
+        self.a = [a[n].detach().float() for n in self.names]
+        self._terms.clear()
+        self._rows_of_a.clear()
+
+    def present(self) -> dict[str, Tensor]:
+        """B's tensors that may move, as they are now."""
+        return dict(zip(self.names, self.b, strict=True))
 
     def term(self, group: int, r: int) -> Tensor:
         """One run's part of a group's cost matrix (size, size): rows of A against rows of B as it is now."""
@@ -216,6 +230,25 @@ class _Problem:
         return self.constant + sum(float(torch.dot(x.reshape(-1), y.reshape(-1))) for x, y in moving)
 
 
+def ascend(problem: WeightProblem, rng: np.random.Generator, sweeps: int = 100) -> Iterator[int]:
+    """Give every group in turn its best permutation until a sweep moves none; each sweep's number as it ends.
+
+    Groups are taken in random order, those whose neighbours have not moved since are left out.
+    """
+    solved = [-1] * len(problem.groups)
+    for sweep in range(sweeps):
+        before = problem.clock
+        for g in rng.permutation(len(problem.groups)).tolist():
+            latest = max((problem.moved[n] for beside in problem.beside[g] for n in beside), default=0)
+            if solved[g] >= latest:
+                continue
+            problem.solve(g)
+            solved[g] = problem.clock
+        yield sweep
+        if problem.clock == before:
+            break
+
+
 def assign(cost: np.ndarray) -> np.ndarray:
     """For each row the column of the assignment with the largest total."""
     from scipy.optimize import linear_sum_assignment
@@ -247,29 +280,20 @@ def weight_matching(
     """
     best: Matching | None = None
     for start in range(restarts + 1):
-        problem = _Problem(symmetry, a, b, parameters)
+        problem = WeightProblem(symmetry, a, b, parameters)
         if not problem.groups:
             return Matching([], [problem.objective()], 0)
         rng = np.random.default_rng([seed, start])
         if start == 0:
-            _settle(problem)
+            settle(problem)
         else:
             for g in range(len(problem.groups)):
                 problem.move(g, torch.from_numpy(rng.permutation(problem.groups[g].size)))
         objective = [problem.objective()]
-        solved = [-1] * len(problem.groups)
-        for sweep in range(sweeps):
-            still = True
-            for g in rng.permutation(len(problem.groups)).tolist():
-                neighbours = set().union(*problem.beside[g])
-                if solved[g] >= max((problem.moved[n] for n in neighbours), default=0) and solved[g] >= 0:
-                    continue
-                still = not problem.solve(g) and still
-                solved[g] = problem.clock
+
+        for sweep in ascend(problem, rng, sweeps):
             objective.append(problem.objective())
             watch(start, sweep, objective[-1])
-            if still:
-                break
         if best is None or objective[-1] > best.objective[-1]:
             best = Matching(problem.permutations, objective, start)
     assert best is not None
@@ -320,7 +344,7 @@ def activation_matching(
         watch()
         moved = [problem.solve(g, problem.cost(g)) for g in range(len(symmetry.groups))]
         if not any(moved):
-            return Matching(problem.permutations, objective, 0)
+            return Matching(problem.permutations, objective, 0, "likeness of units")
 
 
 class _ActivationProblem:
@@ -437,7 +461,7 @@ def _observe(symmetry: Symmetry, state: Mapping[str, Tensor], x: Tensor, wanted:
     return found
 
 
-def _settle(problem: _Problem) -> None:
+def settle(problem: WeightProblem) -> None:
     """Solve every group once, each by the tensors whose other axes are settled, the most determined group next."""
     settled: set[int] = set()
     symmetry = problem.symmetry
