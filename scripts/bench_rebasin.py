@@ -47,7 +47,7 @@ def textbook(
                 axes = symmetry.axes[name]
                 if not any(leaf is group.leaf for axis in axes for leaf in leaves(axis)):
                     continue
-                moved = permuted(b[name], axes, others)
+                moved = permuted(b[name], places(axes), others)
                 for place in places(axes):
                     if place.leaf is group.leaf:
                         rows = [

@@ -42,7 +42,7 @@ from modeconn_cli.torchvision_compat import import_torchvision
 
 def along(axis: Axis, permutations: dict[Leaf, Tensor]) -> Tensor:
     """Where each new index of an axis comes from."""
-    return permuted(torch.arange(size(axis)), [axis], permutations)
+    return permuted(torch.arange(size(axis)), places([axis]), permutations)
 
 
 def test_a_flattened_dimension_is_the_product_of_its_parts() -> None:
@@ -88,7 +88,7 @@ def test_what_is_inside_an_index_moves_there_alone_and_goes_where_it_goes() -> N
     assert moved.tolist() == [5, 3, 4, 0, 1, 2]
     # Over two dimensions: row i is permuted as its own member says.
     grid = torch.arange(6).view(2, 3)
-    turned = permuted(grid, [heads, inner], {second: torch.tensor([1, 2, 0])})
+    turned = permuted(grid, places([heads, inner]), {second: torch.tensor([1, 2, 0])})
     assert turned.tolist() == [[0, 1, 2], [4, 5, 3]]
     assert homeless([inner]) == [inner]
     assert homeless([heads, inner]) == homeless([product([heads, inner])]) == []
@@ -110,7 +110,8 @@ def test_regrouping_agrees_with_reshape(shape: list[int], random: object) -> Non
         generator = torch.Generator().manual_seed(total)
         permutations = {leaf: torch.randperm(leaf.size, generator=generator) for leaf in free}
         x = torch.arange(total).view(shape)
-        moved, after = permuted(x, axes, permutations), permuted(x.reshape(target), regrouped, permutations)
+        moved = permuted(x, places(axes), permutations)
+        after = permuted(x.reshape(target), places(regrouped), permutations)
         assert torch.equal(moved.reshape(target), after)
 
 

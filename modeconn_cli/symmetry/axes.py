@@ -519,9 +519,13 @@ def _spots(spot: _Spot) -> list[_Spot]:
     return found
 
 
-def permuted(value: Tensor, axes: Sequence[Axis], permutations: Mapping[Leaf, Tensor]) -> Tensor:
-    """A tensor with its leaves permuted: each new index of a leaf comes from the one that ``permutations`` names."""
-    moves = [p for p in places(axes) if p.leaf in permutations]
+def permuted(value: Tensor, along: Sequence[Place], permutations: Mapping[Leaf, Tensor]) -> Tensor:
+    """A tensor with its leaves permuted: each new index of a leaf comes from the one that ``permutations`` names.
+
+    Args:
+        along: the tensor's :func:`places`.
+    """
+    moves = [p for p in along if p.leaf in permutations]
     for dim in range(value.dim()):
         source = torch.arange(value.shape[dim])
         for place in moves:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from modeconn_cli.symmetry.axes import Axis, Leaf, families, leaves, permuted, places, resolve
+from modeconn_cli.symmetry.axes import Axis, Leaf, Place, families, leaves, permuted, places, resolve
 
 Axes = list[Axis]
 
@@ -49,6 +50,11 @@ class Symmetry:
     program: torch.export.ExportedProgram | None = field(default=None, repr=False)
     seen_at: dict[str, Axes] = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def places(self) -> dict[str, list[Place]]:
+        """Where leaves run along every tensor."""
+        return {name: places(axes) for name, axes in self.axes.items()}
+
     def permute(self, state: dict[str, Tensor], permutations: Sequence[Tensor]) -> dict[str, Tensor]:
         """The state of the same function after permuting every group.
 
@@ -57,7 +63,7 @@ class Symmetry:
             permutations: for each group, (size,) where each new index comes from.
         """
         by_leaf = {g.leaf: p.cpu() for g, p in zip(self.groups, permutations, strict=True)}
-        return {name: permuted(value, self.axes.get(name, []), by_leaf) for name, value in state.items()}
+        return {name: permuted(value, self.places.get(name, []), by_leaf) for name, value in state.items()}
 
     def moves(self, state: dict[str, Tensor], permutations: Sequence[Tensor]) -> dict[str, Tensor]:
         """What :meth:`permute` does, for use without this project.
@@ -68,13 +74,14 @@ class Symmetry:
         by_leaf = {g.leaf: p.cpu() for g, p in zip(self.groups, permutations, strict=True)}
         found: dict[str, Tensor] = {}
         for name, value in state.items():
-            axes = self.axes.get(name, [])
-            runs = [p for p in places(axes) if p.leaf in by_leaf]
+            runs = [p for p in self.places.get(name, []) if p.leaf in by_leaf]
             if any(p.within for p in runs):
-                found[name] = permuted(torch.arange(value.numel()).view(value.shape), axes, by_leaf)
+                found[name] = permuted(torch.arange(value.numel()).view(value.shape), runs, by_leaf)
                 continue
             for dim in sorted({p.dim for p in runs}):
-                found[f"{name}:{dim}"] = permuted(torch.arange(value.shape[dim]), [axes[dim]], by_leaf)
+                found[f"{name}:{dim}"] = permuted(
+                    torch.arange(value.shape[dim]), [replace(p, dim=0) for p in runs if p.dim == dim], by_leaf
+                )
         return found
 
     def turn(self, permutations: list[Tensor], group: int, relative: Tensor) -> None:

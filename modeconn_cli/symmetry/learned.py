@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.symmetry.axes import Leaf, mixed, places
+from modeconn_cli.symmetry.axes import Leaf, mixed
 from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.symmetry.matching import Matching, WeightProblem, ascend, assign, settle
 
@@ -24,7 +24,7 @@ Loss = Callable[[Parameters, int], Tensor]  # of a network with these parameters
 Check = Callable[[Parameters], float]  # of a network with these parameters, on examples that are always the same
 Watch = Callable[[int, float], None]  # step, loss; it may raise to stop
 
-MARGIN = 1e-6  # how far sums of rows and columns may be from 1
+MARGIN = 1e-6  # how far a round may still move the logarithm of a scale
 MOST_ROUNDS = 1000
 
 
@@ -122,11 +122,15 @@ def sinkhorn_matching(
     best = _Best(symmetry, a, b, check)
     device = next(iter(a.values())).device
     logits = [torch.zeros(g.size, g.size, device=device, requires_grad=True) for g in symmetry.groups]
+    columns = [torch.zeros(1, g.size, device=device) for g in symmetry.groups]  # where the last limits were found
     optimizer = torch.optim.Adam(logits, lr)
     generator = torch.Generator().manual_seed(seed)
     scale = sum(float(v.square().sum()) for v in a.values())
     for step in range(steps):
-        soft = {g.leaf: sinkhorn(x / temperature, unrolled) for g, x in zip(symmetry.groups, logits, strict=True)}
+        soft = {
+            g.leaf: sinkhorn(x / temperature, unrolled, v)
+            for g, x, v in zip(symmetry.groups, logits, columns, strict=True)
+        }
         moved = mix(symmetry, b, soft)
         if loss is None:
             here = sum(((a[n] - moved[n]).square().sum() for n in a), torch.zeros((), device=device)) / scale
@@ -146,26 +150,28 @@ def mix(symmetry: Symmetry, state: Parameters, matrices: Mapping[Leaf, Tensor]) 
     """A state with every group's indices mixed by a matrix (size, size); a permutation matrix permutes it."""
     found = {}
     for name, value in state.items():
-        for place in places(symmetry.axes.get(name, [])):
+        for place in symmetry.places.get(name, []):
             if place.leaf in matrices:
                 value = mixed(value, place, matrices[place.leaf])
         found[name] = value
     return found
 
 
-def sinkhorn(x: Tensor, unrolled: int | None = None) -> Tensor:
+def sinkhorn(x: Tensor, unrolled: int | None = None, columns: Tensor | None = None) -> Tensor:
     """The doubly stochastic matrix (n, n) that normalising rows and columns of exp(x) in turn leads to.
 
     Args:
         unrolled: so many rounds, which autograd differentiates through; None: to the limit, differentiated implicitly
             (Eisenberger et al. 2022, arXiv:2205.06688).
+        columns: (1, n) logarithms of column scales to begin the way to the limit with, which does not depend on them;
+            they are set to those at its end.
     """
     if unrolled is not None:
         for _ in range(unrolled):
             x = x - x.logsumexp(1, keepdim=True)
             x = x - x.logsumexp(0, keepdim=True)
         return x.exp()
-    found: Tensor = _Limit.apply(x)
+    found: Tensor = _Limit.apply(x, torch.zeros_like(x[:1]) if columns is None else columns)
     return found
 
 
@@ -173,18 +179,20 @@ class _Limit(torch.autograd.Function):
     """Sinkhorn's limit P of x. With row and column sums held at 1, dP = P * (dx + u 1' + 1 v') for some u and v."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, columns: Tensor) -> Tensor:
         for _ in range(MOST_ROUNDS):
-            x = x - x.logsumexp(1, keepdim=True)
-            x = x - x.logsumexp(0, keepdim=True)
-            if float((x.logsumexp(1).exp() - 1).abs().max()) < MARGIN:
+            rows = (x - columns).logsumexp(1, keepdim=True)
+            after = (x - rows).logsumexp(0, keepdim=True)
+            still = float((after - columns).abs().max()) < MARGIN
+            columns.copy_(after)
+            if still:
                 break
-        p = x.exp()
+        p = (x - rows - columns).exp()
         ctx.save_for_backward(p)
         return p
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (p,) = ctx.saved_tensors
         (g,) = gradients
         # The adjoint: u and v such that P * (g - u 1' - 1 v') sums to nothing along rows and columns. v is determined
@@ -200,4 +208,4 @@ class _Limit(torch.autograd.Function):
             ridge = 1e-12 * torch.eye(n - 1, dtype=p.dtype, device=p.device)
             v[1:] = torch.linalg.solve(left[1:, 1:] + ridge, right[1:])
         u = (q.sum(1) - p @ v) / rows
-        return (p * (g - u[:, None] - v[None, :])).to(gradients[0].dtype)
+        return (p * (g - u[:, None] - v[None, :])).to(gradients[0].dtype), None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.symmetry.axes import Axis, places, size
+from modeconn_cli.symmetry.axes import Place
 from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.symmetry.learned import mix
 from modeconn_cli.symmetry.matching import WeightProblem, ascend, assign
@@ -45,30 +45,43 @@ def merge_many(
     found = []
     for start in range(restarts + 1):
         rng = np.random.default_rng([seed, start])
-        own = [{n: s[n].detach().float() for n in parameters} for s in states]
         permutations = [symmetry.identity() for _ in states]
         if start:
             permutations = [[torch.from_numpy(rng.permutation(g.size)) for g in symmetry.groups] for _ in states]
-        here = [symmetry.permute(s, p) for s, p in zip(own, permutations, strict=True)]
-        objective = [_together(here)]
-        for step in range(rounds):
-            moved = False
-            for i in rng.permutation(len(states)).tolist():
-                others = [s for k, s in enumerate(here) if k != i]
-                mean = {n: torch.stack([s[n] for s in others]).mean(0) for n in parameters}
-                problem = WeightProblem(symmetry, mean, here[i], parameters)
-                deque(ascend(problem, rng), 0)
-                if problem.clock:
-                    moved = True
-                    here[i] |= problem.present()
-                    permutations[i] = composed(symmetry, permutations[i], problem.permutations)
-            objective.append(_together(here))
-            watch(step, objective[-1])
-            if not moved:
-                break
-        found.append((permutations, objective))
+        found.append(_to_the_others(symmetry, states, parameters, permutations, rng, rounds, watch))
     permutations, objective = max(found, key=lambda f: f[1][-1])
     return _from_the_first(symmetry, permutations), objective
+
+
+def _to_the_others(
+    symmetry: Symmetry,
+    states: States,
+    parameters: Sequence[str],
+    permutations: list[list[Tensor]],
+    rng: np.random.Generator,
+    rounds: int,
+    watch: Watch,
+) -> tuple[list[list[Tensor]], list[float]]:
+    """Match each network to the mean of the others in turn, from these permutations on, until none moves."""
+    own = [{n: s[n].detach().float() for n in parameters} for s in states]
+    here = [symmetry.permute(s, p) for s, p in zip(own, permutations, strict=True)]
+    objective = [_together(here)]
+    for step in range(rounds):
+        moved = False
+        for i in rng.permutation(len(states)).tolist():
+            others = [s for k, s in enumerate(here) if k != i]
+            mean = {n: torch.stack([s[n] for s in others]).mean(0) for n in parameters}
+            problem = WeightProblem(symmetry, mean, here[i], parameters)
+            deque(ascend(problem, rng), 0)
+            if problem.clock:
+                moved = True
+                here[i] |= problem.present()
+                permutations[i] = composed(symmetry, permutations[i], problem.permutations)
+        objective.append(_together(here))
+        watch(step, objective[-1])
+        if not moved:
+            break
+    return permutations, objective
 
 
 def cycle_consistent(
@@ -85,7 +98,8 @@ def cycle_consistent(
     The sum over pairs of the inner products of their parameters is followed uphill in the matrices of all groups of
     all networks, which are doubly stochastic on the way: every step goes towards the permutations that its gradient
     likes best, as far as is best (along that line the objective is a polynomial, so this is exact), and at the end the
-    nearest permutations are taken.
+    nearest permutations are taken. Here these are then settled as :func:`merge_many` would, which the paper does not:
+    what Frank-Wolfe ends at need not be the best even for one group of one network.
 
     Args:
         rounds: most steps of one start.
@@ -105,7 +119,9 @@ def cycle_consistent(
             return torch.eye(n) if start == 0 else torch.eye(n)[torch.from_numpy(rng.permutation(n))]
 
         first = [[begin(g.size) for g in symmetry.groups] for _ in states]
-        found.append(_frank_wolfe(symmetry, states, parameters, rounds, first, watch))
+        nearest, climbed = _frank_wolfe(symmetry, states, parameters, rounds, first, watch)
+        permutations, settled = _to_the_others(symmetry, states, parameters, nearest, rng, rounds, watch)
+        found.append((permutations, [*climbed, *settled]))
     permutations, objective = max(found, key=lambda f: f[1][-1])
     return _from_the_first(symmetry, permutations), objective
 
@@ -118,13 +134,13 @@ def _frank_wolfe(
     soft: list[list[Tensor]],
     watch: Watch,
 ) -> tuple[list[list[Tensor]], list[float]]:
-    """From the matrices ``soft``, one for each group of each network."""
+    """From the matrices ``soft``, one for each group of each network, to the permutations nearest to where it ends."""
     leaves = [g.leaf for g in symmetry.groups]
     own = [{n: s[n].detach().float() for n in parameters} for s in states]
     device = own[0][parameters[0]].device
     soft = [[m.to(device) for m in each] for each in soft]
     # Of a tensor that k groups mix, a network's part has degree k along a line, and a pair's twice that.
-    degree = 2 * max((_factors(symmetry.axes[n]) for n in parameters), default=0) or 1
+    degree = 2 * max((_factors(symmetry.places[n], own[0][n].shape) for n in parameters), default=0) or 1
     nodes = (1 - np.cos(np.pi * np.arange(degree + 1) / degree)) / 2
     objective: list[float] = []
     for step in range(rounds):
@@ -151,15 +167,13 @@ def _frank_wolfe(
         if float(line(t)) <= objective[-1] + 1e-7 * abs(objective[-1]):
             break
         soft = [[torch.lerp(m, v, t) for m, v in zip(*pair, strict=True)] for pair in zip(soft, towards, strict=True)]
-    permutations = [[torch.from_numpy(assign(m.double().cpu().numpy())) for m in each] for each in soft]
-    objective.append(_together([symmetry.permute(s, p) for s, p in zip(own, permutations, strict=True)]))
-    return permutations, objective
+    return [[torch.from_numpy(assign(m.double().cpu().numpy())) for m in each] for each in soft], objective
 
 
-def _factors(axes: Sequence[Axis]) -> int:
+def _factors(along: Sequence[Place], shape: Sequence[int]) -> int:
     """By how many matrices any one element of a tensor is mixed."""
-    count = torch.zeros([size(a) for a in axes], dtype=torch.int64)
-    for place in places(axes):
+    count = torch.zeros(list(shape), dtype=torch.int64)
+    for place in along:
         region = [torch.arange(n) for n in count.shape]
         for dim, at in [*place.within, (place.dim, place.at.reshape(-1))]:
             region[dim] = at

@@ -66,14 +66,14 @@ class WeightProblem:
         self.names = [n for n in names if any(leaf in number for axis in symmetry.axes[n] for leaf in leaves(axis))]
         still = set(names) - set(self.names)
         self.constant = float(sum((a[n].double() * b[n].double()).sum() for n in sorted(still)))
-        self.axes: list[list[Axis]] = [symmetry.axes[n] for n in self.names]
+        self.places = [symmetry.places[n] for n in self.names]
         self.a = [a[n].detach().float() for n in self.names]
         self.b = [b[n].detach().float().clone() for n in self.names]
         self.runs: list[list[_Run]] = [[] for _ in self.groups]
         self.beside: list[list[set[int]]] = [[] for _ in self.groups]  # groups that move what a run sees
         self.quadratic = [False] * len(self.groups)  # a group that runs twice through the same part of a tensor
-        for t, axes in enumerate(self.axes):
-            here = [(number[p.leaf], p) for p in places(axes) if p.leaf in number]
+        for t, along in enumerate(self.places):
+            here = [(number[p.leaf], p) for p in along if p.leaf in number]
             meets = _meetings([p for _, p in here], self.a[t].shape)
             for k, (g, place) in enumerate(here):
                 self.runs[g].append(_run(t, place))
@@ -171,7 +171,7 @@ class WeightProblem:
         self.symmetry.turn(self.permutations, group, relative)
         leaf = {self.groups[group].leaf: relative}
         for t in {r.tensor for r in self.runs[group]}:
-            self.b[t] = permuted(self.b[t], self.axes[t], leaf)
+            self.b[t] = permuted(self.b[t], self.places[t], leaf)
         here = relative.to(self.b[0].device)
         for r in range(len(self.runs[group])):
             kept = self._terms.get((group, r))
@@ -215,7 +215,7 @@ class WeightProblem:
             exchange = torch.arange(n)
             exchange[[i[k], j[k]]] = exchange[[j[k], i[k]]]
             leaf = {self.groups[group].leaf: exchange}
-            there = [permuted(self.b[t], self.axes[t], leaf) for t in touched]
+            there = [permuted(self.b[t], self.places[t], leaf) for t in touched]
             worth = sum(
                 float(torch.dot(self.a[t].reshape(-1), x.reshape(-1))) for t, x in zip(touched, there, strict=True)
             )
@@ -356,18 +356,19 @@ class _ActivationProblem:
         self.symmetry, self.groups = symmetry, symmetry.groups
         self.permutations = symmetry.identity()
         self.sites, self.alike = sites, alike
+        self.along: dict[tuple[str, int], list[Place]] = {}
         number = {g.leaf: i for i, g in enumerate(self.groups)}
         self.places: list[list[tuple[tuple[str, int], Tensor]]] = [[] for _ in self.groups]
         for place, axis in sites.items():
-            for run in places([axis]):
+            self.along[place] = places([axis])
+            for run in self.along[place]:
                 if run.leaf in number:
                     self.places[number[run.leaf]].append((place, run.at))
 
     def now(self, place: tuple[str, int]) -> Tensor:
         """Likeness of A's units with B's as permuted now."""
         by_leaf = {g.leaf: p for g, p in zip(self.groups, self.permutations, strict=True)}
-        axis = self.sites[place]
-        return self.alike[place][:, permuted(torch.arange(size(axis)), [axis], by_leaf)]
+        return self.alike[place][:, permuted(torch.arange(len(self.alike[place])), self.along[place], by_leaf)]
 
     def cost(self, group: int) -> Tensor:
         """(size, size), for permutations from what the group is now."""

@@ -32,7 +32,6 @@ from modeconn_cli.symmetry.axes import (
     families,
     homeless,
     leaves,
-    places,
     product,
     resolve,
     restrict,
@@ -225,7 +224,7 @@ def _says(written: str, symmetry: Symmetry, state: Mapping[str, Tensor]) -> bool
     def runs(s: Symmetry, key: str) -> list[Any]:
         free = {g.leaf for g in s.groups}
         found: dict[Any, list[list[int]]] = {}
-        for p in places(s.axes.get(key, [])):
+        for p in s.places.get(key, []):
             if p.leaf in free:
                 within = tuple((d, tuple(at.tolist())) for d, at in p.within)
                 rows = found.setdefault((p.leaf, p.dim, within), [[] for _ in range(p.leaf.size)])
