@@ -90,7 +90,8 @@ MORE = {
     "interpolate": "Endpoints that are missing are trained first. Writes path.csv, summary.json and a picture.",
     "fit-curve": "Endpoints that are missing are trained first. curve.kind=bezier|chain, curve.bends=N. seed=N is "
     "replicate N: endpoint seeds 2N and 2N+1 and the curve's own draws, independent of every other replicate.",
-    "rebasin": "rebasin=weight (the default here) or activation. Writes the permutation, the aligned and the merged "
+    "rebasin": "rebasin=weight (the default here), activation, straight_through or sinkhorn; merge_many or c2m3 for "
+    "any number of endpoints. Writes the permutation, the aligned and the merged "
     "network, and a certificate that the function is the same. interpolate and fit-curve take rebasin=weight too.",
     "run": "experiment=NAME takes a preset. pipeline.replicates=\\[0,1,2] are pairs of endpoints of their own; "
     "endpoints.seeds=\\[0,1,2] pipeline.pairs=all joins every pair. What fails does not stop the rest; killed and "
@@ -362,6 +363,9 @@ def reproduce(
         str,
         typer.Option(help="full: the paper's data and recipe; small: an hour on two cores; smoke: two minutes."),
     ] = "full",
+    row: Annotated[
+        list[str] | None, typer.Option(help="Only rows whose name has this in it; may be given again.")
+    ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -388,7 +392,7 @@ def reproduce(
         from modeconn_cli.launch import nearest
 
         raise UserError(f"no table {name!r}{nearest(name, list(known))}; there are {', '.join(known)}.")
-    table = known[name]
+    table = r.chosen(known[name], scale, row or [])
     parts = r.parts(table, scale, overrides or [])
     apart = r.differences(table, scale, overrides or [])
     session = Session("run", dry_run, as_json, quiet, sweep=True)

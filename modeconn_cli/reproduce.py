@@ -8,6 +8,7 @@ are report/paper_numbers.csv. A cell that was not run, or cannot be yet, is empt
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -71,14 +72,31 @@ class Part:
     directories: dict[str, list[str]] = field(default_factory=dict)  # of finished paths, by "segment" and "curve"
 
 
+def chosen(table: Table, scale: str, names: Sequence[str]) -> Table:
+    """The table with only those rows of a scale whose name has one of ``names`` in it; all for none.
+
+    Raises:
+        UserError: there is no such scale, or a name is in no row.
+    """
+    if scale not in table.scales:
+        raise UserError(f"{table.name} has no scale {scale!r}: choose from {', '.join(table.scales)}.")
+    level = table.content["scales"][scale]
+    rows = [r for r in level["rows"] if not names or any(n in _row_name(r) for n in names)]
+    for name in names:
+        if not any(name in _row_name(r) for r in level["rows"]):
+            raise UserError(
+                f"--row {name}: {table.name} at scale {scale} has the rows {', '.join(map(_row_name, level['rows']))}."
+            )
+    scales = {**table.content["scales"], scale: {**level, "rows": rows}}
+    return Table(table.name, {**table.content, "scales": scales})
+
+
 def parts(table: Table, scale: str, more: Sequence[str]) -> list[Part]:
     """What has to be run for a table at a scale, composed and checked against the schema.
 
     Raises:
-        UserError: there is no such scale, or none of the table's methods can be run yet.
+        UserError: none of the table's methods can be run yet.
     """
-    if scale not in table.scales:
-        raise UserError(f"{table.name} has no scale {scale!r}: choose from {', '.join(table.scales)}.")
     if not table.landed:
         raise UserError(f"nothing of {table.name} can be run yet: it needs {', '.join(table.missing)}.")
     found = []
@@ -130,27 +148,37 @@ def differences(table: Table, scale: str, more: Sequence[str]) -> dict[str, list
 def cells(table: Table, scale: str, done: Sequence[Part], faithful: bool) -> list[dict[str, Any]]:
     """One dictionary a published cell of the scale's rows: ours (mean, std, n; None where not run) and the published.
 
-    Their difference is given where the run is ``faithful`` alone: no other run is a reproduction.
+    Their difference is given where the run is ``faithful`` alone: no other run is a reproduction. A method that stands
+    ``beside`` a published one has the same cells after its, with ours alone.
     """
     rows = {_row_name(r) for r in table.content["scales"][scale]["rows"]}
+    methods = table.content["methods"]
+    beside = {m: [b for b, entry in methods.items() if entry.get("beside") == m] for m in methods}
+    wanted: list[dict[str, str]] = []
+    for (_, method), group in itertools.groupby(table.published, lambda c: (_row_name(c), c["method"])):
+        own = list(group)
+        wanted += own + [{**c, "method": b, "value": ""} for b in beside.get(method, []) for c in own]
     found = []
-    for cell in table.published:
+    for cell in wanted:
         name = _row_name(cell)
         if name not in rows:
             continue
         ours = _ours(table, cell, [p for p in done if _row_name(p.row) == name and cell["method"] in p.methods])
-        published = float(cell["value"])
-        entry = table.content["methods"].get(cell["method"], {})
+        published = float(cell["value"]) if cell["value"] else None
+        entry = methods.get(cell["method"], {})
         found.append(
             {
                 **{k: cell[k] for k in ("dataset", "architecture", "method", "metric", "statistic")},
                 "ours": None if ours is None else float(np.mean(ours)),
+                "values": ours,
                 "std": float(np.std(ours, ddof=1)) if ours is not None and len(ours) > 1 else None,
                 "n": 0 if ours is None else len(ours),
                 "published": published,
-                "spread": float(cell["spread"]) if cell["spread"] else None,
-                "difference": float(np.mean(ours)) - published if ours is not None and faithful else None,
-                "source": cell["source"],
+                "spread": float(cell["spread"]) if cell["spread"] and published is not None else None,
+                "difference": float(np.mean(ours)) - published
+                if ours is not None and published is not None and faithful
+                else None,
+                "source": cell["source"] if published is not None else "",
                 "verified": cell["verified"] == "yes",
                 "needs": entry.get("needs"),
             }

@@ -359,7 +359,7 @@ def show_reproduction(
             c["statistic"],
             ours,
             str(c["n"] or ""),
-            f"{c['published']:g}{spread}",
+            "" if c["published"] is None else f"{c['published']:g}{spread}",
             difference,
             source,
         )

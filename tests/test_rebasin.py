@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from cli_helpers import DIGITS, SPIRALS, compose, folders, no_pictures, ok, refused, statuses, tree
+from cli_helpers import DIGITS, SPIRALS, call, compose, folders, no_pictures, ok, refused, statuses, tree
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -90,18 +90,67 @@ def test_a_network_with_batch_norm_is_also_shown_with_its_statistics_reset(tmp_p
     ]
 
 
-def test_a_network_that_cannot_be_traced_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    (tmp_path / "nets.py").write_text(
-        "from torch import nn\n\n\nclass Net(nn.Linear):\n"
-        "    def __init__(self):\n        super().__init__(2, 2)\n\n"
-        "    def forward(self, x):\n        return super().forward(x) if x.sum() > 1e9 else -super().forward(x)\n"
-    )
-    own = ["architecture=custom", "architecture.target=nets.py:Net"]
+BRANCHING = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        return self.last(h) if x.sum() > -1e9 else -self.last(h)
+"""
+
+
+@pytest.fixture
+def branching(tmp_path: Path) -> list[str]:
+    """Words for a network whose graph depends on its input."""
+    (tmp_path / "nets.py").write_text(BRANCHING)
+    return [*[o for o in SPIRALS if "architecture" not in o], "architecture=custom", "architecture.target=nets.py:Net"]
+
+
+def test_a_network_that_cannot_be_traced_is_refused_before_anything_is_written(
+    tmp_path: Path, branching: list[str]
+) -> None:
     before = tree(tmp_path)
-    message = refused("rebasin", *[o for o in SPIRALS if "architecture" not in o], *own)
-    assert "Net cannot be traced" in message
-    assert "rebasin=none" in message
+    message = refused("rebasin", *branching)
+    assert "Net cannot be traced past nets.py:12 `return self.last(h) if x.sum() > -1e9" in message
+    assert "rebasin.groups=groups.yaml" in message
     assert tree(tmp_path) == before
+
+
+def test_groups_may_be_written_by_hand(tmp_path: Path, branching: list[str]) -> None:
+    message = refused("symmetries", *branching, "--output", "groups.yaml")
+    assert "cannot be traced" in message
+    file = tmp_path / "groups.yaml"
+    assert file.read_text().splitlines() == [
+        *("first.weight: [16, 2]", "first.bias: [16]", "last.weight: [2, 16]", "last.bias: [2]")
+    ]
+    assert "there already" in refused("symmetries", *branching, "--output", "groups.yaml")
+    assert "no permutation that leaves its function alone" in refused(
+        "rebasin", *branching, "rebasin.groups=groups.yaml"
+    )
+    file.write_text(file.read_text().replace("16", "h"))
+    answer = ok("rebasin", *branching, "rebasin.groups=groups.yaml", "--json")
+    summary = json.loads((folders(answer)["rebasin"] / "summary.json").read_text())
+    assert [g["size"] for g in summary["groups"]] == [16]
+    assert summary["certificate"]["difference"] < 1e-12
+    moved = file.rename(tmp_path / "elsewhere.yaml")
+    again = ok("rebasin", *branching, f"rebasin.groups={moved.name}", "--json")
+    assert dict(statuses(again))["rebasin"] == "cached"  # the same groups in another file
+    assert "takes the graph" in refused("rebasin", *branching, "rebasin=activation", f"rebasin.groups={moved.name}")
+    assert "no file" in refused("rebasin", *branching, "rebasin.groups=groups.yaml")
+
+
+def test_groups_that_the_network_does_not_have_fail_the_run(tmp_path: Path, branching: list[str]) -> None:
+    (tmp_path / "wrong.yaml").write_text("first.weight: [h, 2]\nfirst.bias: [h]\nlast.weight: [2, k:16]\n")
+    answer = call("rebasin", *branching, "rebasin.groups=wrong.yaml")
+    assert answer.code == 1
+    assert "they are not the network's" in answer.err
+    assert not [*tmp_path.glob("outputs/rebasin/*/v*/DONE")]
 
 
 def test_symmetries_shows_the_groups() -> None:

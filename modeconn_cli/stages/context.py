@@ -165,7 +165,7 @@ class Context:
         try:
             with torch.device("meta"):
                 return self.module()
-        except (NotImplementedError, RuntimeError):
+        except (NotImplementedError, RuntimeError, UserError):  # or it does not fit the data, which is said then too
             return self.module()
 
     @property

@@ -24,8 +24,8 @@ Loss = Callable[[Parameters, int], Tensor]  # of a network with these parameters
 Check = Callable[[Parameters], float]  # of a network with these parameters, on examples that are always the same
 Watch = Callable[[int, float], None]  # step, loss; it may raise to stop
 
-MARGIN = 1e-6  # how far a round may still move the logarithm of a scale
-MOST_ROUNDS = 1000
+MARGIN = 1e-5  # how far a round may still move the logarithm of a scale
+MOST_ROUNDS = 200
 
 
 class _Best:
