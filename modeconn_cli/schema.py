@@ -381,7 +381,12 @@ class Rebasin:
     groups: str | None = option(
         None, "A file of permutation groups, for networks that cannot be traced; see modeconn symmetries --output."
     )
-    restarts: int = option(3, "weight, merge_many, c2m3: further starts, random.", ge=0)
+    restarts: int | None = option(
+        None,
+        "weight, merge_many, c2m3: starts after the first; null: 8 for weight (1 where a layer is wider than 1024), "
+        "else 3.",
+        ge=0,
+    )
     sweeps: int = option(100, "weight, merge_many, c2m3: most sweeps over the groups of one start.", ge=1)
     seed: int = option(0, "Of random starts, orders and batches.", ge=0, le=LARGEST_SEED)
     examples: int = option(

@@ -1,23 +1,30 @@
 """Weight matching beside a plain textbook coordinate descent: objectives and times, alternately in one process.
 
-    python scripts/bench_rebasin.py [--only NAME] [--seeds N] [--json FILE]
+    python scripts/bench_rebasin.py [--only NAME] [--seeds N] [--steps N] [--memory] [--json FILE]
 
 The textbook's: groups in random order, every cost matrix formed anew from B permuted anew, until a sweep moves
-nothing. Ours: the first start alone (restarts=0). Both start from the same pair of networks and use the same solver.
+nothing. Ours: the first start alone (restarts=0), and as many as are the default. All begin with the same pair of
+networks and use the same solver.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from modeconn_cli import models
+from modeconn_cli.data.sources import digits
 from modeconn_cli.symmetry.axes import leaves, permuted, places
 from modeconn_cli.symmetry.graph import trace
 from modeconn_cli.symmetry.groups import Symmetry
@@ -25,10 +32,11 @@ from modeconn_cli.symmetry.matching import assign, weight_matching
 
 NETWORKS: dict[str, tuple[str, tuple[int, ...], dict[str, object]]] = {
     "vgg16": ("vgg", (3, 32, 32), {"depth": 16}),
-    "resnet20x8": ("resnet", (3, 32, 32), {"depth": 20, "width": 8}),
+    "resnet20x8": ("resnet", (1, 8, 8), {"depth": 20, "width": 8}),
     "mlp 2048": ("mlp", (1, 28, 28), {"width": 2048}),
     "mlp 4096": ("mlp", (1, 28, 28), {"width": 4096, "depth": 2}),
 }
+LR = {"vgg16": 0.05, "resnet20x8": 0.1, "mlp 2048": 0.05, "mlp 4096": 0.05}
 
 
 def textbook(
@@ -65,45 +73,97 @@ def textbook(
             return found
 
 
+def pair(name: str, seed: int, steps: int) -> tuple[Symmetry, list[str], dict[str, Tensor], dict[str, Tensor]]:
+    """Two networks of one kind, trained for some steps on the digits, at the size of their inputs."""
+    family, shape, options = NETWORKS[name]
+    torch.manual_seed(seed)
+    networks = [models.build(family, shape, 10, **options) for _ in range(2)]
+    raw = digits()
+    images, labels = F.interpolate(raw.x[:1000].float() / 120 - 1, shape[1:]), raw.y[:1000]
+    for network in networks if steps else []:
+        optimizer = torch.optim.SGD(network.parameters(), LR[name], momentum=0.9, nesterov=True)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = LR[name] * (1 - step / steps)
+            drawn = torch.randint(0, len(labels), (64,))
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(images[drawn].expand(-1, *shape)), labels[drawn])
+            loss.backward()
+            optimizer.step()
+        print(f"{name} trained for {steps} steps: loss {float(loss):.3f}", flush=True)
+    symmetry = trace(networks[0], torch.randn(2, *shape))
+    a, b = ({k: v.detach() for k, v in network.state_dict().items()} for network in networks)
+    return symmetry, [n for n, _ in networks[0].named_parameters()], a, b
+
+
+def memory(name: str) -> dict[str, float]:
+    """The most memory that matching takes, with both networks, and what it is measured against; in bytes."""
+    symmetry, names, a, b = pair(name, 0, 0)
+    assign(np.eye(2))
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    weight_matching(symmetry, a, b, names, restarts=0)
+    both = 2 * sum(v.numel() * v.element_size() for v in a.values())
+    largest = 8 * max(g.size for g in symmetry.groups) ** 2
+    return {"peak": both + _resident("VmHWM") - before, "both networks": both, "largest cost matrix": largest}
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+
+def times(name: str, seed: int, steps: int) -> dict[str, Any]:
+    """Both methods on one pair: seconds, and objectives without what no permutation changes."""
+    symmetry, names, a, b = pair(name, seed, steps)
+    assign(np.eye(2))  # which imports scipy
+    row: dict[str, Any] = {"network": name, "seed": seed, "steps": steps}
+
+    def ours(restarts: int | None) -> list[Tensor]:
+        return weight_matching(symmetry, a, b, names, seed, restarts=restarts).permutations
+
+    ways = {
+        "first": lambda: ours(0),
+        "textbook": lambda: textbook(symmetry, a, b, names, seed),
+        "all": lambda: ours(None),
+    }
+    for way in list(ways) if seed % 2 == 0 else list(ways)[::-1]:
+        start = time.perf_counter()
+        found = ways[way]()
+        row[f"{way}_s"] = time.perf_counter() - start
+        moved = symmetry.permute(b, found)
+        row[way] = sum(float((a[n].double() * moved[n].double()).sum()) for n in names)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(NETWORKS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json")
+    parser.add_argument("--only", choices=list(NETWORKS), help="this network alone")
+    parser.add_argument("--seeds", type=int, default=3, help="pairs of networks")
+    parser.add_argument("--steps", type=int, default=0, help="train networks for so many steps first")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead (Linux); one network a process")
+    parser.add_argument("--json", help="write the rows there")
     args = parser.parse_args()
     rows = []
     print(f"torch {torch.__version__}, cpu, {torch.get_num_threads()} threads")
-    for name in [args.only] if args.only else NETWORKS:
-        family, shape, options = NETWORKS[name]
+    if args.memory:
+        if not args.only:
+            parser.error("--memory wants --only")
+        rows = [memory(args.only)]
+        limit = 3 * rows[0]["both networks"] + rows[0]["largest cost matrix"]
+        print(f"{args.only}: {rows[0]} bytes, {rows[0]['peak'] / limit:.2f} of three times both and the largest matrix")
+    for name in [] if args.memory else [args.only] if args.only else list(NETWORKS):
         for seed in range(args.seeds):
-            torch.manual_seed(seed)
-            first, second = (models.build(family, shape, 10, **options) for _ in range(2))
-            symmetry = trace(first, torch.randn(2, *shape))
-            names = [n for n, _ in first.named_parameters()]
-            a, b = dict(first.state_dict()), dict(second.state_dict())
-            seconds, reached = [], []
-            for ours in (True, False) if seed % 2 == 0 else (False, True):
-                start = time.perf_counter()
-                if ours:
-                    found = weight_matching(symmetry, a, b, names, seed, restarts=0).permutations
-                else:
-                    found = textbook(symmetry, a, b, names, seed)
-                took = time.perf_counter() - start
-                moved = symmetry.permute(b, found)
-                objective = sum(float((a[n].double() * moved[n].double()).sum()) for n in names)
-                seconds.append((ours, took))
-                reached.append((ours, objective))
-            (_, plain), (_, mine) = sorted(seconds)
-            (_, theirs), (_, best) = sorted(reached)
-            rows.append({"network": name, "seed": seed, "time": mine / plain, "ours": best, "textbook": theirs})
+            rows.append(row := times(name, seed, args.steps))
             print(
-                f"{name:12} seed {seed}: time {mine / plain:.3f} of the textbook's ({mine:.2f} s), objective "
-                f"{best:.3f} against {theirs:.3f}",
+                f"{name:12} seed {seed}: first start {row['first_s'] / row['textbook_s']:.3f} of the textbook's "
+                f"{row['textbook_s']:.2f} s, all {row['all_s'] / row['textbook_s']:.3f}; objective "
+                f"{row['first']:.3f}, {row['all']:.3f} against {row['textbook']:.3f}",
                 flush=True,
             )
     if args.json:
-        with open(args.json, "w") as f:
-            json.dump(rows, f, indent=1)
+        Path(args.json).write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

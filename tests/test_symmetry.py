@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ from modeconn_cli.symmetry.axes import (
 )
 from modeconn_cli.symmetry.graph import CannotTrace, regroup, trace
 from modeconn_cli.symmetry.groups import Symmetry
-from modeconn_cli.symmetry.matching import weight_matching
+from modeconn_cli.symmetry.matching import WeightProblem, assign, prices_of, weight_matching
 from modeconn_cli.symmetry.written import read_groups, write_groups
 from modeconn_cli.torchvision_compat import import_torchvision
 
@@ -477,24 +478,65 @@ def test_a_planted_permutation_of_a_trained_network_is_recovered_whole(name: str
 
 
 def test_tiny_networks_are_matched_as_brute_force_would() -> None:
-    optimal = 0
-    cases = 40
+    def tiny() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    symmetry = trace(tiny(), torch.randn(2, 3))
+    assert [g.size for g in symmetry.groups] == [4, 4]
+    every = torch.tensor(list(itertools.permutations(range(4))))
+    optimal, cases = 0, 200
     for case in range(cases):
         torch.manual_seed(case)
-        a, b = (
-            nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(2)
-        )
-        symmetry = trace(a, torch.randn(2, 3))
-        names = parameters(a)
-        sa, sb = dict(a.state_dict()), dict(b.state_dict())
-        assert [g.size for g in symmetry.groups] == [4, 4]
-        every = [torch.tensor(p) for p in itertools.permutations(range(4))]
-        best = max(inner(sa, symmetry.permute(sb, [p, q]), names) for p in every for q in every)
-        found = weight_matching(symmetry, sa, sb, names, seed=case, restarts=5)
-        reached = inner(sa, symmetry.permute(sb, found.permutations), names)
+        a, b = (dict(tiny().state_dict()) for _ in range(2))
+        first = (a["0.weight"] * b["0.weight"][every]).sum((1, 2)) + (a["0.bias"] * b["0.bias"][every]).sum(1)
+        last = (a["4.weight"] * b["4.weight"][:, every].movedim(1, 0)).sum((1, 2)) + (a["4.bias"] * b["4.bias"]).sum()
+        middle = (a["2.weight"] * b["2.weight"][every][:, :, every].movedim(2, 1)).sum((2, 3))
+        second = (a["2.bias"] * b["2.bias"][every]).sum(1)
+        best = float((first[None, :] + (middle + second[:, None]) + last[:, None]).max())
+        found = weight_matching(symmetry, a, b, list(a), seed=case)
+        reached = inner(a, symmetry.permute(b, found.permutations), list(a))
         assert reached == pytest.approx(found.objective[-1], abs=1e-5)
+        assert reached < best + 1e-5
         optimal += reached > best - 1e-5
     assert optimal >= 0.95 * cases
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_is_kept_of_a_cost_matrix_is_what_it_would_be_anew(name: str) -> None:
+    torch.manual_seed(0)
+    a, b = (PLANTED[name]() for _ in range(2))
+    symmetry = trace(a, torch.randn(2, *((64,) if name == "mlp" else (3, 32, 32))))
+    states, names = [dict(m.state_dict()) for m in (a, b)], parameters(a)
+    problem = WeightProblem(symmetry, *states, names)
+    every = [range(len(runs)) for runs in problem.runs]
+    generator = torch.Generator().manual_seed(1)
+    for step in range(40):
+        g = int(torch.randint(len(problem.groups), (), generator=generator))
+        size = problem.groups[g].size
+        relative = torch.arange(size)
+        some = torch.randperm(size, generator=generator)[: (size if step % 4 == 0 else max(2, size // 8))]
+        relative[some] = relative[some.roll(1)]  # all of them, or a few
+        problem.move(g, relative)
+        asked = (g + step % 3) % len(problem.groups)
+        problem.cost(asked, every[asked])
+    anew = WeightProblem(symmetry, *states, names, begin=problem.permutations)
+    assert all(torch.equal(x, y) for x, y in zip(problem.b, anew.b, strict=True))
+    for g in range(len(problem.groups)):
+        kept, fresh = problem.cost(g, every[g])[0], anew.cost(g, every[g])[0]
+        assert np.abs(kept - fresh).max() <= 2e-5 * np.abs(fresh).max()
+
+
+def test_prices_do_not_change_what_is_assigned() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 30, 300):
+        cost = rng.normal(size=(n, n)) + 3 * np.eye(n)
+        best = assign(cost)
+        prices = prices_of(cost, rng.normal(size=n), rounds=5, rows=64)
+        assert cost[range(n), assign(cost - prices)].sum() == pytest.approx(cost[range(n), best].sum(), abs=1e-9)
+    # Where every row takes its own number and rounds suffice, they prove it: no row would rather have another column.
+    cost = rng.normal(size=(40, 40)) + 12 * np.eye(40)
+    prices = prices_of(cost, np.zeros(40), rounds=40)
+    assert ((cost - prices).max(1) - np.diag(cost - prices)).max() <= 1e-9
 
 
 def test_the_objective_never_falls_and_seeds_repeat() -> None:

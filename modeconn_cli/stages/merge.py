@@ -56,9 +56,8 @@ class Merged(Permuting):
             context.signals.check()
 
         method = merge_many if options.method is Match.merge_many else cycle_consistent
-        permutations, objective = method(
-            symmetry, here, names, options.sweeps, options.restarts, options.seed, watch=watch
-        )
+        restarts = 3 if options.restarts is None else options.restarts
+        permutations, objective = method(symmetry, here, names, options.sweeps, restarts, options.seed, watch=watch)
         aligned = [symmetry.permute(s, p) for s, p in zip(states, permutations, strict=True)]
         certificate = certify_all(module, symmetry, states, aligned, self.examples())
         for k, (state, found) in enumerate(zip(states, permutations, strict=True)):

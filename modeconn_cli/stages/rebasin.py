@@ -29,7 +29,7 @@ from modeconn_cli.symmetry.axes import Leaf, leaves
 from modeconn_cli.symmetry.graph import CannotTrace, trace
 from modeconn_cli.symmetry.groups import Axes, Symmetry, symmetry_of
 from modeconn_cli.symmetry.learned import Check, Loss, Parameters, sinkhorn_matching, straight_through
-from modeconn_cli.symmetry.matching import Matching, activation_matching, weight_matching
+from modeconn_cli.symmetry.matching import Matching, activation_matching, default_restarts, weight_matching
 from modeconn_cli.symmetry.written import read_groups, write_groups
 
 CERTIFIED_ON = 64  # examples
@@ -51,7 +51,7 @@ class Permuting(Stage):
     """What permutes networks: it traces them, matches them, and certifies that they compute the same."""
 
     name = "rebasin"
-    VERSION = 2
+    VERSION = 3
 
     def fields(self) -> dict[str, Any]:
         options = fields_off_default(self.context.config.rebasin)
@@ -173,9 +173,10 @@ class Aligned(Permuting, Endpoint):
         names = [n for n, _ in module.named_parameters()]
         first, second = ({n: state[n].to(self.context.device) for n in names} for state in (a, b))
         if options.method is Match.weight:
-            watch = self._watch(options.restarts + 1)
+            restarts = default_restarts(symmetry) if options.restarts is None else options.restarts
+            watch = self._watch(restarts + 1)
             return weight_matching(
-                symmetry, first, second, names, options.seed, options.restarts, options.sweeps,
+                symmetry, first, second, names, options.seed, restarts, options.sweeps,
                 lambda start, sweep, objective: watch(start, f"sweep {sweep + 1} objective {objective:.4f}"),
             )  # fmt: skip
         loss, check = self._losses(a)

@@ -7,6 +7,7 @@ problem.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.symmetry.axes import Axis, Place, homeless, leaves, permuted, places, size
+from modeconn_cli.symmetry.axes import Axis, Leaf, Place, homeless, leaves, permuted, places, size
 from modeconn_cli.symmetry.groups import Symmetry
+
+SHAKEN = 0.6  # share of the groups that a further start shuffles
+HOPE = 5  # a further start is given up where so many times its last sweep's gain would not make it the best
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,36 @@ def _run(tensor: int, place: Place) -> _Run:
     return _Run(tensor, place, first if straight else None)
 
 
+@dataclass
+class _Term:
+    """Part of a group's cost matrix (size, size), as it was at ``since``.
+
+    orders: for every run that it is from, the order that the tensor had then along every dimension across.
+    """
+
+    since: int
+    value: Tensor
+    orders: list[list[Tensor]]
+
+
 class WeightProblem:
-    """A and B on one device, B moving; the terms of every group's cost matrix are kept until a neighbour moves."""
+    """A and B on one device, B moving.
+
+    The terms of a group's cost matrix are kept, and where its neighbours move only what moved is multiplied again.
+    Beyond A and B it holds a copy of B, one of what in A is not contiguous along a run, and kept terms as large as A
+    and B at most.
+
+    Args:
+        begin: permutations that B has to begin with; None: as it is.
+    """
 
     def __init__(
-        self, symmetry: Symmetry, a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: Sequence[str]
+        self,
+        symmetry: Symmetry,
+        a: Mapping[str, Tensor],
+        b: Mapping[str, Tensor],
+        names: Sequence[str],
+        begin: Sequence[Tensor] | None = None,
     ) -> None:
         self.symmetry = symmetry
         self.groups = symmetry.groups
@@ -81,11 +110,35 @@ class WeightProblem:
                 self.beside[g].append(set(met) - {g})
                 self.quadratic[g] = self.quadratic[g] or g in met
         self.nested = [self._nesting(g) for g in range(len(self.groups))]
-        self.permutations = symmetry.identity()
+        self.together = [self._alike(g) for g in range(len(self.groups))]
+        self.permutations = symmetry.identity() if begin is None else [p.clone() for p in begin]
+        if begin is not None:
+            by_leaf = {g.leaf: p for g, p in zip(self.groups, begin, strict=True)}
+            self.b = [permuted(x, along, by_leaf) for x, along in zip(self.b, self.places, strict=True)]
         self.moved = [0] * len(self.groups)  # a clock for each group
         self.clock = 0
-        self._terms: dict[tuple[int, int], tuple[int, Tensor]] = {}
+        self.order = [[torch.arange(n) for n in x.shape] for x in self.a]  # along every dimension of B, since the start
+        self.across = [[self._across(run) for run in runs] for runs in self.runs]
+        self._terms: dict[tuple[int, ...], _Term] = {}
+        self._room = sum(x.numel() for x in (*self.a, *self.b))
+        self._prices: dict[int, np.ndarray] = {}
         self._rows_of_a: dict[tuple[int, int], Tensor] = {}
+
+    def _across(self, run: _Run) -> list[int] | None:
+        """The dimensions besides its own along which something moves; None where these do not move by themselves."""
+        along = self.places[run.tensor]
+        here = torch.cat([p.at.reshape(-1) for p in along if p.dim == run.dim])
+        if any(p.within for p in along) or len(here.unique()) < len(here):
+            return None
+        return sorted({p.dim for p in along} - {run.dim})
+
+    def _alike(self, group: int) -> list[tuple[int, ...]]:
+        """A group's runs, those together that the same groups move; their terms go stale together."""
+        found: dict[frozenset[int], list[int]] = {}
+        for r in range(len(self.runs[group])):
+            if r not in self.nested[group]:
+                found.setdefault(frozenset(self.beside[group][r]), []).append(r)
+        return [tuple(runs) for runs in found.values()]
 
     def _nesting(self, group: int) -> dict[int, list[tuple[int, int]]]:
         """Which of a group's runs are all of one family inside it: for each, (member, its run) by index of the group.
@@ -117,16 +170,50 @@ class WeightProblem:
         """B's tensors that may move, as they are now."""
         return dict(zip(self.names, self.b, strict=True))
 
-    def term(self, group: int, r: int) -> Tensor:
-        """One run's part of a group's cost matrix (size, size): rows of A against rows of B as it is now."""
-        run = self.runs[group][r]
-        since = max((self.moved[g] for g in self.beside[group][r]), default=0)
-        kept = self._terms.get((group, r))
-        if kept is not None and kept[0] >= since and not self.quadratic[group]:
-            return kept[1]
-        found = self.rows_of_a(group, r) @ _rows(self.b[run.tensor], run).T
-        self._terms[group, r] = self.clock, found
-        return found
+    def term(self, group: int, runs: tuple[int, ...]) -> Tensor:
+        """Some runs' part of a group's cost matrix (size, size): rows of A against rows of B as it is now."""
+        key = (group, *runs)
+        kept = self._terms.get(key)
+        if kept is not None and self._renew(group, runs, kept):
+            return kept.value
+        total = None
+        for r in runs:
+            a, b = self.rows_of_a(group, r), _rows(self.b[self.runs[group][r].tensor], self.runs[group][r])
+            total = a @ b.T if total is None else total.addmm_(a, b.T)
+        assert total is not None
+        if kept is None:
+            self._room -= total.numel()
+        if kept is not None or self._room >= 0:
+            self._terms[key] = _Term(self.clock, total, self._orders(group, runs))
+        else:
+            self._room += total.numel()
+        return total
+
+    def _orders(self, group: int, runs: tuple[int, ...]) -> list[list[Tensor]]:
+        return [[self.order[self.runs[group][r].tensor][d] for d in self.across[group][r] or []] for r in runs]
+
+    def _renew(self, group: int, runs: tuple[int, ...], term: _Term) -> bool:
+        """Bring a term up to date where that takes less than forming it anew; whether it is."""
+        if self.quadratic[group]:
+            return False
+        if term.since >= max((self.moved[g] for g in self.beside[group][runs[0]]), default=0):
+            return True
+        now = self._orders(group, runs)
+        changes = []
+        for r, before, after in zip(runs, term.orders, now, strict=True):
+            if self.across[group][r] is None:
+                return False
+            dims = zip(self.across[group][r] or [], before, after, strict=True)
+            moved = [(d, x, y, (x != y).nonzero()[:, 0]) for d, x, y in dims if x is not y and not torch.equal(x, y)]
+            if len(moved) > 1 or any(2 * len(at) > len(x) for _, x, _, at in moved):
+                return False
+            changes += [(self.runs[group][r], d, at, torch.argsort(y)[x[at]]) for d, x, y, at in moved]
+        for run, d, at, was in changes:
+            b, here = self.b[run.tensor], at.to(term.value.device)
+            change = b.index_select(d, here) - b.index_select(d, was.to(here.device))
+            term.value.addmm_(_rows(self.a[run.tensor].index_select(d, here), run), _rows(change, run).T)
+        term.since, term.orders = self.clock, now
+        return True
 
     def rows_of_a(self, group: int, r: int) -> Tensor:
         """A along a run (size, everything else)."""
@@ -140,10 +227,11 @@ class WeightProblem:
         Where the group has others inside it, every pair of its indices counts with those at their best.
         """
         n = self.groups[group].size
-        plain = [r for r in chosen if r not in self.nested[group]]
         total = np.zeros((n, n))
-        if plain:
-            total += sum(self.term(group, r) for r in plain).double().cpu().numpy()  # type: ignore[union-attr]
+        for runs in self.together[group]:
+            here = tuple(r for r in runs if r in chosen)
+            if here:
+                total += self.term(group, here).cpu().numpy()
         worth = float(np.trace(total))
         families: dict[tuple[int, ...], list[int]] = {}
         for r in chosen:
@@ -169,31 +257,54 @@ class WeightProblem:
         self.clock += 1
         self.moved[group] = self.clock
         self.symmetry.turn(self.permutations, group, relative)
-        leaf = {self.groups[group].leaf: relative}
         for t in {r.tensor for r in self.runs[group]}:
-            self.b[t] = permuted(self.b[t], self.places[t], leaf)
+            self._turn(t, self.groups[group].leaf, relative)
         here = relative.to(self.b[0].device)
-        for r in range(len(self.runs[group])):
-            kept = self._terms.get((group, r))
-            if kept is not None:
-                self._terms[group, r] = kept[0], kept[1][:, here]
+        for key, term in self._terms.items():
+            if key[0] == group:
+                term.value = term.value[:, here]
+        if group in self._prices:
+            self._prices[group] = self._prices[group][relative.numpy()]
+
+    def _turn(self, tensor: int, leaf: Leaf, relative: Tensor) -> None:
+        """Permute a leaf of one of B's tensors."""
+        b, along = self.b[tensor], [p for p in self.places[tensor] if p.leaf is leaf]
+        if any(p.within for p in along):
+            self.b[tensor] = permuted(b, along, {leaf: relative})
+            return
+        for place in along:
+            source = torch.arange(b.shape[place.dim])
+            source[place.at] = place.at[relative]
+            moved = (source != torch.arange(len(source))).nonzero()[:, 0]
+            if 2 * len(moved) > len(source):
+                b = self.b[tensor] = b.index_select(place.dim, source.to(b.device))
+            else:
+                there, here = source[moved].to(b.device), moved.to(b.device)
+                b.index_copy_(place.dim, here, b.index_select(place.dim, there))
+            self.order[tensor][place.dim] = self.order[tensor][place.dim][source]
 
     def solve(self, group: int, chosen: Sequence[int] | None = None) -> bool:
         """Give a group its best permutation, the others held; whether it moved."""
         runs = range(len(self.runs[group])) if chosen is None else chosen
         cost, worth = self.cost(group, runs)
-        relative = torch.from_numpy(assign(cost))
-        gain = float(cost[np.arange(len(cost)), relative.numpy()].sum()) - worth
-        still = torch.equal(relative, torch.arange(len(relative)))
-        if still or gain <= 1e-7 * (abs(worth) + float(np.abs(cost).mean()) + 1e-30):
-            return chosen is None and self.quadratic[group] and self._swap(group, cost)
+        # By einsum and not by BLAS, whose threads would go on spinning beside torch's.
+        small = 1e-7 * (abs(worth) + math.sqrt(float(np.einsum("ij,ij->", cost, cost))) / len(cost) + 1e-30)
+        # What was best a while ago is nearly best now, and prices near the right ones leave the solver little to do.
+        known = group in self._prices
+        prices = self._prices[group] = prices_of(cost, self._prices[group]) if known else np.zeros(len(cost))
+        dear = np.subtract(prices, cost, out=cost)  # no copy: of a wide layer this is the largest thing there is
+        relative = torch.from_numpy(cheapest(dear))
+        gain = float(prices.sum() - dear[np.arange(len(dear)), relative.numpy()].sum()) - worth
+        if torch.equal(relative, torch.arange(len(relative))) or gain <= small:
+            return chosen is None and self.quadratic[group] and self._swap(group, dear)
         if chosen is None and self.quadratic[group]:
             before = self.objective()
             self.move(group, relative)
             if self.objective() <= before:
                 self.move(group, torch.argsort(relative))
-                return self._swap(group, cost)
+                return self._swap(group, dear)
             return True
+        del cost, dear
         self.move(group, relative)
         for r, members in self.nested[group].items():
             if r in runs:
@@ -201,14 +312,14 @@ class WeightProblem:
                     self.solve(g, None if chosen is None else [k])
         return True
 
-    def _swap(self, group: int, cost: np.ndarray, tries: int = 500) -> bool:
+    def _swap(self, group: int, dear: np.ndarray, tries: int = 500) -> bool:
         """Exchange two indices of a group whose cost is quadratic, the most promising pairs first; whether one gained.
 
         Its cost matrix is a linearisation, whose best assignment may lose.
         """
-        n = len(cost)
+        n = len(dear)
         i, j = np.triu_indices(n, 1)
-        gains = cost[i, j] + cost[j, i] - cost[i, i] - cost[j, j]
+        gains = dear[i, i] + dear[j, j] - dear[i, j] - dear[j, i]
         touched = sorted({r.tensor for r in self.runs[group]})
         now = sum(float(torch.dot(self.a[t].reshape(-1), self.b[t].reshape(-1))) for t in touched)
         for k in np.argsort(-gains)[:tries].tolist():
@@ -249,11 +360,32 @@ def ascend(problem: WeightProblem, rng: np.random.Generator, sweeps: int = 100) 
             break
 
 
+def prices_of(cost: np.ndarray, prices: np.ndarray, rounds: int = 3, rows: int = 256) -> np.ndarray:
+    """Prices (n,) of columns, near to those at which every row would take the column of its own number.
+
+    They are the dual variables of the assignment problem, which taking them off its columns does not change; the rounds
+    are Bellman-Ford's, from other prices on. Where the diagonal is nearly the best assignment they save most of the
+    time that one takes.
+    """
+    own = np.diag(cost)
+    for _ in range(rounds):
+        ahead = prices - own
+        parts = [(cost[k : k + rows] + ahead[k : k + rows, None]).max(0) for k in range(0, len(cost), rows)]
+        prices = np.max(parts, axis=0)
+    found: np.ndarray = prices - prices.mean()
+    return found
+
+
 def assign(cost: np.ndarray) -> np.ndarray:
     """For each row the column of the assignment with the largest total."""
+    return cheapest(-cost)
+
+
+def cheapest(cost: np.ndarray) -> np.ndarray:
+    """For each row the column of the assignment with the smallest total."""
     from scipy.optimize import linear_sum_assignment
 
-    columns: np.ndarray = linear_sum_assignment(cost, maximize=True)[1]
+    columns: np.ndarray = linear_sum_assignment(cost)[1]
     return columns
 
 
@@ -263,41 +395,59 @@ def weight_matching(
     b: Mapping[str, Tensor],
     parameters: Sequence[str],
     seed: int = 0,
-    restarts: int = 3,
+    restarts: int | None = None,
     sweeps: int = 100,
     watch: Callable[[int, int, float], None] = lambda start, sweep, objective: None,
 ) -> Matching:
     """Match B to A by their weights.
 
     The first start settles the groups in order of how far the rest determines them: next to inputs, outputs and
-    groups that are settled. Later starts are random. Each is swept until nothing moves; the best is kept.
+    groups that are settled. Later starts shuffle some of the groups of the best so far and solve these first. Each is
+    swept until nothing moves; the best is kept.
 
     Args:
         a, b: state_dicts of the traced module.
         parameters: names of the tensors that count; BatchNorm's running statistics and the like do not.
-        restarts: further random starts.
+        restarts: further starts; None: 8, or 1 where a group has more than 1024 indices.
         watch: called after every sweep with start, sweep and objective; it may raise to stop.
     """
     best: Matching | None = None
+    if restarts is None:
+        restarts = default_restarts(symmetry)
     for start in range(restarts + 1):
-        problem = WeightProblem(symmetry, a, b, parameters)
+        rng = np.random.default_rng([seed, start])
+        problem = WeightProblem(symmetry, a, b, parameters, best.permutations if best else None)
         if not problem.groups:
             return Matching([], [problem.objective()], 0)
-        rng = np.random.default_rng([seed, start])
-        if start == 0:
+        if best is None:
             settle(problem)
         else:
-            for g in range(len(problem.groups)):
-                problem.move(g, torch.from_numpy(rng.permutation(problem.groups[g].size)))
+            _shake(problem, rng)
         objective = [problem.objective()]
-
         for sweep in ascend(problem, rng, sweeps):
             objective.append(problem.objective())
             watch(start, sweep, objective[-1])
+            if best and objective[-1] + HOPE * (objective[-1] - objective[-2]) < best.objective[-1]:
+                break
         if best is None or objective[-1] > best.objective[-1]:
             best = Matching(problem.permutations, objective, start)
     assert best is not None
     return best
+
+
+def default_restarts(symmetry: Symmetry) -> int:
+    """How many further starts weight matching makes when not told; wide layers gain little by them and take long."""
+    return 8 if all(g.size <= 1024 for g in symmetry.groups) else 1
+
+
+def _shake(problem: WeightProblem, rng: np.random.Generator) -> None:
+    """Shuffle some of the groups, and give each of these its best permutation before any other is asked again."""
+    groups = len(problem.groups)
+    some = rng.permutation(groups)[: max(2, round(SHAKEN * groups))]
+    for g in some.tolist():
+        problem.move(g, torch.from_numpy(rng.permutation(problem.groups[g].size)))
+    for g in some.tolist():
+        problem.solve(g)
 
 
 @torch.no_grad()
