@@ -25,6 +25,9 @@ from torch.func import functional_call
 from modeconn_cli import models, paths
 from modeconn_cli.data import Augment, Data, Split
 from modeconn_cli.schema import Training
+from modeconn_cli.symmetry.graph import trace
+from modeconn_cli.symmetry.learned import sinkhorn_matching
+from modeconn_cli.symmetry.matching import weight_matching
 from modeconn_cli.training import Trainer
 from modeconn_cli.weights import FlatModule
 
@@ -111,6 +114,32 @@ def agrees_with_cpu(device: torch.device) -> dict[str, Any]:
     return {"relative_difference": error, "holds": error < 1e-3}
 
 
+def matching(device: torch.device) -> dict[str, Any]:
+    """A planted permutation is found on the device, and by training too; permuting leaves the function as it is."""
+    torch.manual_seed(0)
+    module = models.build("resnet", (3, 16, 16), 10, depth=8, width=0.5).to(device)
+    symmetry = trace(module, torch.randn(2, 3, 16, 16, device=device))
+    planted = [torch.randperm(g.size) for g in symmetry.groups]
+    state = dict(module.state_dict())
+    names = [n for n, _ in module.named_parameters()]
+    a, b = ({n: s[n] for n in names} for s in (state, symmetry.permute(state, planted)))
+
+    def apart(p: dict[str, torch.Tensor]) -> float:
+        return float(sum((p[n] - a[n]).square().sum() for n in names))
+
+    found = {
+        "weight": weight_matching(symmetry, a, b, names, restarts=0),
+        "sinkhorn": sinkhorn_matching(
+            symmetry, a, b, None, lambda p: float((p[names[0]] - a[names[0]]).norm()), 40, 0.5
+        ),
+    }
+    whole = {}
+    for method, matched in found.items():
+        back = symmetry.permute(b, matched.permutations)
+        whole[method] = sum(float((back[n] == a[n]).double().mean()) for n in names) / len(names)
+    return {"share_recovered": whole, "holds": min(whole.values()) == 1.0}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -130,17 +159,31 @@ def main() -> None:
     bench += ["--only", "mlp 3x512"] if args.smoke else []
     experiment = ["-m", "modeconn_cli", "fit-curve", "--json", f"runtime.device={args.device}"]
     experiment += [f"runtime.output_dir={args.out / 'outputs'}"]
+    rebasin = ["-m", "modeconn_cli", "rebasin", "--json", f"runtime.device={args.device}"]
+    rebasin += [f"runtime.output_dir={args.out / 'outputs'}"]
     if args.smoke:
+        rebasin += ["endpoints.epochs=1", "interpolation=quick"]
         experiment += ["endpoints.epochs=1", "curve.epochs=1", "interpolation=quick"]
     else:
+        rebasin += [
+            "--multirun",
+            "architecture.width=1,2,4",
+            "seed=0,1,2",
+            "dataset=fashion_mnist",
+            "architecture=resnet20",
+        ]
+        rebasin += ["dataset.flip=true", "dataset.crop_padding=4", "endpoints.epochs=30", "endpoints.lr=0.4"]
+        rebasin += ["endpoints.schedule=cosine", "endpoints.warmup_epochs=1", "endpoints.weight_decay=1e-4"]
         experiment += ["--multirun", "seed=0,1,2", "dataset=fashion_mnist", "architecture=resnet20"]
         experiment += ["endpoints.epochs=30", "endpoints.lr=0.1", "curve.epochs=60", "curve.lr=0.05"]
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "gradient": lambda: gradient(device),
         "resume": lambda: resume(device),
         "agrees_with_cpu": lambda: agrees_with_cpu(device),
+        "matching": lambda: matching(device),
         "bench": lambda: command("bench", *bench),
         "experiment": lambda: command("experiment", *experiment),
+        "rebasin": lambda: command("rebasin", *rebasin),
     }
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     failed = 0
