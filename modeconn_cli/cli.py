@@ -423,7 +423,7 @@ def symmetries(
 ) -> None:
     """Show an architecture's permutation groups: what may be permuted without changing its function.
 
-    modeconn symmetries architecture=resnet20, or architecture=torchvision architecture.model=densenet121.
+    modeconn symmetries architecture=resnet20, or architecture=vit.
     """
     from modeconn_cli.launch import compose
     from modeconn_cli.stages.rebasin import groups_of

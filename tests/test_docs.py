@@ -157,6 +157,8 @@ def small(words: Sequence[str]) -> list[str]:
     settings = [s for s in QUICK if not (s == "endpoints.epochs=1" and any("keep_" in w for w in rest))]
     if not any(w.startswith(f"dataset={source}") for w in rest for source in FROM_FILES):
         settings.append("dataset.train_size=200")
+    if name == "rebasin" or any(w.startswith("rebasin=") for w in rest):
+        settings += ["rebasin.restarts=0", "rebasin.steps=5"]
     if "hydra.launcher.n_jobs" in " ".join(rest):
         settings.append("hydra.launcher.n_jobs=2")
     return [name, *rest, *settings]

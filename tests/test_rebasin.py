@@ -8,13 +8,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from cli_helpers import DIGITS, SPIRALS, call, compose, folders, no_pictures, ok, refused, statuses, tree
+from cli_helpers import DIGITS, SPIRALS, compose, folders, no_pictures, ok, refused, statuses, tree
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modeconn_cli import models
+from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation.repair import Repair
-from modeconn_cli.stages.rebasin import certify
+from modeconn_cli.stages.rebasin import certify, certify_all
 from modeconn_cli.symmetry.graph import trace
 from modeconn_cli.symmetry.matching import activation_matching
 from modeconn_cli.weights import FlatModule
@@ -145,12 +146,40 @@ def test_groups_may_be_written_by_hand(tmp_path: Path, branching: list[str]) -> 
     assert "no file" in refused("rebasin", *branching, "rebasin.groups=groups.yaml")
 
 
-def test_groups_that_the_network_does_not_have_fail_the_run(tmp_path: Path, branching: list[str]) -> None:
+def test_groups_that_the_network_does_not_have_are_refused_before_anything_is_written(
+    tmp_path: Path, branching: list[str]
+) -> None:
     (tmp_path / "wrong.yaml").write_text("first.weight: [h, 2]\nfirst.bias: [h]\nlast.weight: [2, k:16]\n")
-    answer = call("rebasin", *branching, "rebasin.groups=wrong.yaml")
-    assert answer.code == 1
-    assert "they are not the network's" in answer.err
-    assert not [*tmp_path.glob("outputs/rebasin/*/v*/DONE")]
+    before = tree(tmp_path)
+    message = refused("rebasin", *branching, "rebasin.groups=wrong.yaml")
+    assert "the groups in wrong.yaml are not the network's" in message
+    assert "first.weight, last.weight" in message
+    assert tree(tmp_path) == before
+    assert "no directory" in refused("symmetries", *branching, "--output", "nowhere/groups.yaml")
+
+
+def test_a_network_that_is_not_a_number_is_not_certified() -> None:
+    module = models.build("mlp", (8,), 3, width=6, depth=2).eval()
+    symmetry = trace(module, torch.randn(2, 8))
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    broken = {**state, "head.bias": torch.full((3,), torch.nan)}
+    with pytest.raises(RunFailed, match="not the same function"):
+        certify_all(module, symmetry, [state, state], [state, broken], torch.randn(5, 8))
+
+
+def test_a_permuted_copy_is_brought_back_to_where_it_came_from(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = models.build("mlp", (2,), 2, width=8).eval()
+    symmetry = trace(module, torch.randn(2, 2))
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    torch.save(state, "a.pt")
+    torch.save(symmetry.permute(state, [torch.randperm(g.size) for g in symmetry.groups]), "b.pt")
+    answer = ok("rebasin", *SPIRALS, "endpoints.checkpoints=[a.pt,b.pt]", "--json")
+    aligned = load_file(folders(answer)["rebasin"] / "checkpoint.safetensors")
+    assert all(torch.equal(aligned[k], state[k]) for k in state)
+    matched = [b for b in answer.json["barriers"] if b["path"] == "aligned segment" and b["metric"] == "train_loss"]
+    assert [b["above_mean"]["value"] for b in matched] == [pytest.approx(0, abs=1e-6)]
+    assert "the same network" in refused("interpolate", *SPIRALS, "endpoints.checkpoints=[a.pt,a.pt]")
 
 
 def test_symmetries_shows_the_groups() -> None:

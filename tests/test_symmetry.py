@@ -34,7 +34,14 @@ from modeconn_cli.symmetry.axes import (
 )
 from modeconn_cli.symmetry.graph import CannotTrace, regroup, trace
 from modeconn_cli.symmetry.groups import Symmetry
-from modeconn_cli.symmetry.matching import WeightProblem, assign, prices_of, weight_matching
+from modeconn_cli.symmetry.matching import (
+    WeightProblem,
+    activation_matching,
+    ascend,
+    assign,
+    prices_of,
+    weight_matching,
+)
 from modeconn_cli.symmetry.written import read_groups, write_groups
 from modeconn_cli.torchvision_compat import import_torchvision
 
@@ -524,6 +531,117 @@ def test_what_is_kept_of_a_cost_matrix_is_what_it_would_be_anew(name: str) -> No
     for g in range(len(problem.groups)):
         kept, fresh = problem.cost(g, every[g])[0], anew.cost(g, every[g])[0]
         assert np.abs(kept - fresh).max() <= 2e-5 * np.abs(fresh).max()
+
+
+class Attention(nn.Module):
+    """Attention whose weights are packed into one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 12), nn.Linear(4, 12)
+        self.mix = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.tanh(self.a(x)), torch.tanh(self.b(x))
+        return self.head(self.mix(a, b, b, need_weights=False)[0].mean(1))
+
+
+class Rotated(nn.Module):
+    """Attention whose heads keep the order of their first two features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(4, 15), nn.Linear(4, 15), nn.Linear(4, 15), nn.Linear(15, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (3, 5)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        c, s = torch.tensor([[1.0, 0.3]]), torch.tensor([[0.5, 0.9]])
+        q, k = (torch.cat([z[..., :2] * c + z[..., :2].flip(-1) * s, z[..., 2:]], -1) for z in (q, k))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).mean(1))
+
+
+NESTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "vit": (PLANTED["vit"], (3, 32, 32)),
+    "grouped": (PLANTED["grouped"], (3, 32, 32)),
+    "packed": (Attention, (5, 4)),
+    "rotated": (Rotated, (5, 4)),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_solved_group_never_loses(name: str) -> None:
+    make, shape = NESTED[name]
+    torch.manual_seed(0)
+    symmetry = trace(make(), torch.randn(2, *shape))
+    assert symmetry.inside
+    for seed in range(6):
+        torch.manual_seed(seed)
+        a, b = (dict(stirred(make()).state_dict()) for _ in range(2))
+        problem = WeightProblem(symmetry, a, b, list(a), begin=shuffled(symmetry, seed))
+        now = problem.objective()
+        for g in [*symmetry.inside, *range(len(problem.groups))] * 2:
+            problem.solve(g)
+            before, now = now, problem.objective()
+            assert now >= before - 1e-5 * abs(before)
+
+
+def test_packed_heads_are_matched_with_what_is_inside_them() -> None:
+    torch.manual_seed(0)
+    symmetry = trace(Attention(), torch.randn(2, 5, 4))
+    (outer,) = symmetry.inside
+    inside = sorted({g for members in symmetry.inside[outer] for here in members for g in here})
+    for seed in range(5):
+        torch.manual_seed(seed)
+        a, b = (dict(stirred(Attention()).state_dict()) for _ in range(2))
+
+        def reached(heads: tuple[int, ...], a: dict[str, Tensor] = a, b: dict[str, Tensor] = b) -> float:
+            begin = symmetry.identity()
+            symmetry.turn(begin, outer, torch.tensor(heads))
+            problem = WeightProblem(symmetry, a, b, list(a), begin)
+            while any(problem.solve(g) for g in inside):
+                pass
+            return problem.objective()
+
+        best = max(reached(heads) for heads in itertools.permutations(range(3)))
+        problem = WeightProblem(symmetry, a, b, list(a))
+        problem.solve(outer)
+        while any(problem.solve(g) for g in inside):
+            pass
+        assert problem.objective() == pytest.approx(best, abs=1e-4)
+
+
+def test_a_group_on_both_sides_is_asked_until_it_stays() -> None:
+    torch.manual_seed(0)
+    symmetry = trace(Tied(), torch.randn(3, 4))
+    for seed in range(10):
+        torch.manual_seed(seed)
+        a, b = (dict(Tied().state_dict()) for _ in range(2))
+        problem = WeightProblem(symmetry, a, b, list(a))
+        for _ in ascend(problem, np.random.default_rng(seed)):
+            pass
+        clock = problem.clock
+        assert not any(problem.solve(g) for g in range(len(problem.groups)))
+        assert problem.clock == clock  # what was only tried moved nothing
+
+
+def test_activations_that_one_group_has_twice_are_matched_to_an_end() -> None:
+    class Products(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 7), nn.Linear(49, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.a(x))
+            return self.b(torch.tanh((h[:, :, None] * h[:, None, :] + 0.3 * h[:, :, None]).flatten(1)))
+
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    symmetry = trace(Products(), x)
+    for seed in range(3, 7):
+        torch.manual_seed(seed)
+        a, b = (dict(Products().state_dict()) for _ in range(2))
+        found = activation_matching(symmetry, a, b, [x])
+        assert all(after >= before for before, after in itertools.pairwise(found.objective))
 
 
 def test_prices_do_not_change_what_is_assigned() -> None:

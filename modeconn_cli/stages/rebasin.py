@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,7 +77,9 @@ class Permuting(Stage):
                     "rebasin=activation compares what units compute, which takes the graph and not only the groups: "
                     "drop rebasin.groups, or use rebasin=weight."
                 )
-            return module, read_groups(self._groups_text, module.state_dict(), options.groups), batch
+            symmetry = read_groups(self._groups_text, module.state_dict(), options.groups)
+            self._refuse_wrong(module, symmetry)
+            return module, symmetry, batch
         try:
             return module, trace(module, data.inputs(data.train, slice(0, batch))), batch
         except CannotTrace as error:
@@ -84,6 +87,20 @@ class Permuting(Stage):
                 f"{error}. Write its groups into a file (modeconn symmetries --output groups.yaml begins one) and give "
                 "rebasin.groups=groups.yaml, or set rebasin=none."
             ) from None
+
+    def _refuse_wrong(self, module: nn.Module, symmetry: Symmetry) -> None:
+        """Raise UserError for groups written by hand that an untrained network does not have."""
+        state = module.state_dict()
+        generator = torch.Generator().manual_seed(0)
+        moved = symmetry.permute(state, [torch.randperm(g.size, generator=generator) for g in symmetry.groups])
+        difference = certify(module, symmetry, state, moved, self.examples())["difference"]
+        if not difference <= TOLERANCE:
+            listed = {g.tensor for g in symmetry.groups}
+            raise UserError(
+                f"the groups in {self.context.config.rebasin.groups} are not the network's: permuted by them its "
+                f"outputs differ by {difference:.1e} of the largest. Every tensor that reads or makes the units of "
+                f"{', '.join(sorted(listed))} has to name them; a tensor that is left out stays in place."
+            )
 
     @cached_property
     def _groups_text(self) -> str:
@@ -284,6 +301,8 @@ def groups_of(config: Config, output: Path | None = None) -> dict[str, Any]:
     module = context.module().eval()
     if output is not None and output.exists():
         raise UserError(f"{output} is there already; give another name.")
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"{output}: there is no directory {output.parent}; make it first, or give another name.")
     try:
         if config.rebasin.groups is not None:
             symmetry = read_groups(_read_text(config.rebasin.groups), module.state_dict(), config.rebasin.groups)
@@ -332,8 +351,10 @@ def certify_all(
         RunFailed: one is not the same function as before.
     """
     found = [certify(module, symmetry, b, a, x) for b, a in zip(before, after, strict=True)]
-    worst = {**found[0], "difference": max(f["difference"] for f in found), "control": min(f["control"] for f in found)}
-    if worst["difference"] > TOLERANCE or worst["control"] <= TOLERANCE:
+    differences, controls = ([f[k] for f in found] for k in ("difference", "control"))
+    # Of numpy's, which find a nan to be the worst there is.
+    worst = {**found[0], "difference": float(np.max(differences)), "control": float(np.min(controls))}
+    if not (worst["difference"] <= TOLERANCE < worst["control"]):
         raise RunFailed(
             f"the permuted network is not the same function: outputs differ by {worst['difference']:.1e} of the "
             f"largest (a broken permutation: {worst['control']:.1e}). Where the groups come from a file, they are not "
@@ -352,7 +373,6 @@ def certify(
     that is broken on purpose, moving one group in a single tensor; it shows that a wrong one would be seen.
     """
     exact = copy.deepcopy(module).double().eval()
-    generator = torch.Generator().manual_seed(0)
 
     def outputs(state: dict[str, Tensor]) -> Tensor:
         exact.load_state_dict(state)
@@ -364,7 +384,7 @@ def certify(
     control = 0.0
     for i, group in enumerate(symmetry.groups):
         permutations = symmetry.identity()
-        permutations[i] = torch.roll(torch.randperm(group.size, generator=generator), 1)
+        permutations[i] = torch.arange(group.size).roll(1)
         name = group.tensor
         broken = {**before, name: symmetry.permute({name: before[name]}, permutations)[name]}
         control = max(control, float((outputs(broken) - wanted).abs().max()) / scale)

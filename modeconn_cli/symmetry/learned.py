@@ -63,7 +63,7 @@ def straight_through(
 
     Free weights start at A; every step projects them to the nearest permutation of B, by weight matching, takes the
     gradient of the loss halfway between A and that, and hands it to the free weights as if it were theirs (Adam). The
-    first projection is weight matching itself, so on the checked examples what is found is never worse.
+    first projection is the first start of weight matching, so on the checked examples what is found is never worse.
 
     Args:
         a, b: the parameters of the traced module that count, on one device.

@@ -103,8 +103,8 @@ def cycle_consistent(
 
     Args:
         rounds: most steps of one start.
-        restarts: starts after the first, which is no permutation, as in the paper: the matrices that prefer none, then
-            random permutations. The best counts.
+        restarts: starts after the first, which is no permutation, as in the paper: matrices that prefer none, but for
+            the first network's (were all such, none would have a gradient), then random permutations. The best counts.
 
     Returns:
         As :func:`merge_many`.
@@ -113,12 +113,12 @@ def cycle_consistent(
     for start in range(restarts + 1):
         rng = np.random.default_rng([seed, start])
 
-        def begin(n: int, start: int = start, rng: np.random.Generator = rng) -> Tensor:
-            if start == 1:
+        def begin(n: int, network: int, start: int = start, rng: np.random.Generator = rng) -> Tensor:
+            if start == 1 and network:
                 return torch.full((n, n), 1 / n)
-            return torch.eye(n) if start == 0 else torch.eye(n)[torch.from_numpy(rng.permutation(n))]
+            return torch.eye(n) if start <= 1 else torch.eye(n)[torch.from_numpy(rng.permutation(n))]
 
-        first = [[begin(g.size) for g in symmetry.groups] for _ in states]
+        first = [[begin(g.size, i) for g in symmetry.groups] for i in range(len(states))]
         nearest, climbed = _frank_wolfe(symmetry, states, parameters, rounds, first, watch)
         permutations, settled = _to_the_others(symmetry, states, parameters, nearest, rng, rounds, watch)
         found.append((permutations, [*climbed, *settled]))
@@ -229,8 +229,19 @@ def cycle_error(symmetry: Symmetry, matched: Mapping[tuple[int, int], Sequence[T
     for i, j, k in itertools.combinations(range(networks), 3):
         there = composed(symmetry, matched[i, j], matched[j, k])
         back = undone(symmetry, there, matched[i, k])
-        errors.append(sum(int((p != torch.arange(len(p))).sum()) for p in back) / max(total, 1))
+        errors.append(sum(_not_back(symmetry, back)) / max(total, 1))
     return float(np.mean(errors)) if errors else 0.0
+
+
+def _not_back(symmetry: Symmetry, back: Sequence[Tensor]) -> list[int]:
+    """Of each group how many units are not where they were; inside an index that is not, none is."""
+    away = [p != torch.arange(len(p)) for p in back]
+    for outer in _outer_first(symmetry):
+        for members in symmetry.inside.get(outer, []):
+            for here, gone in zip(members, away[outer].tolist(), strict=True):
+                for g in here if gone else []:
+                    away[g] = torch.ones_like(away[g])
+    return [int(a.sum()) for a in away]
 
 
 def pairs_of(symmetry: Symmetry, universal: Sequence[Sequence[Tensor]]) -> dict[tuple[int, int], list[Tensor]]:

@@ -7,6 +7,7 @@ problem.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,21 +42,26 @@ class _Run:
     """Where a group runs along a tensor: a :class:`Place` of it.
 
     first: of consecutive positions, which need no copy to be looked at; else None.
+    number: among those of the tensor.
     """
 
     tensor: int
     place: Place
     first: int | None
+    number: int
 
     @property
     def dim(self) -> int:
         return self.place.dim
 
 
-def _run(tensor: int, place: Place) -> _Run:
+Family = list[tuple[int, int]]  # for each index of a group the group inside it, and which of that one's runs
+
+
+def _run(tensor: int, place: Place, number: int) -> _Run:
     first, n = int(place.at[0, 0]), len(place.at)
     straight = place.at.shape[1] == 1 and torch.equal(place.at[:, 0], torch.arange(first, first + n))
-    return _Run(tensor, place, first if straight else None)
+    return _Run(tensor, place, first if straight else None, number)
 
 
 @dataclass
@@ -100,12 +106,14 @@ class WeightProblem:
         self.b = [b[n].detach().float().clone() for n in self.names]
         self.runs: list[list[_Run]] = [[] for _ in self.groups]
         self.beside: list[list[set[int]]] = [[] for _ in self.groups]  # groups that move what a run sees
+        self.meets: list[np.ndarray] = []  # of each tensor, which runs have elements in common
         self.quadratic = [False] * len(self.groups)  # a group that runs twice through the same part of a tensor
         for t, along in enumerate(self.places):
             here = [(number[p.leaf], p) for p in along if p.leaf in number]
             meets = _meetings([p for _, p in here], self.a[t].shape)
+            self.meets.append(meets)
             for k, (g, place) in enumerate(here):
-                self.runs[g].append(_run(t, place))
+                self.runs[g].append(_run(t, place, k))
                 met = [here[j][0] for j in range(len(here)) if j != k and meets[k, j]]
                 self.beside[g].append(set(met) - {g})
                 self.quadratic[g] = self.quadratic[g] or g in met
@@ -140,29 +148,47 @@ class WeightProblem:
                 found.setdefault(frozenset(self.beside[group][r]), []).append(r)
         return [tuple(runs) for runs in found.values()]
 
-    def _nesting(self, group: int) -> dict[int, list[tuple[int, int]]]:
-        """Which of a group's runs are all of one family inside it: for each, (member, its run) by index of the group.
+    def _nesting(self, group: int) -> dict[int, list[Family]]:
+        """Which of a group's runs are made of what is inside the group, and of which families.
 
         What is inside such a group can be given its best permutation for every pair of the group's indices.
         """
-        found = {}
         families = [m for m in self.symmetry.inside.get(group, []) if all(len(here) == 1 for here in m)]
         inside = {g for m in self.symmetry.inside.get(group, []) for here in m for g in here}
+        found = {}
         for r, run in enumerate(self.runs[group]):
             met = self.beside[group][r] & inside
-            for members in families:
-                # No member of another family here, and each member here once, at its index alone.
-                if met != {here[0] for here in members}:
-                    continue
-                pairs = [(g, [k for k, x in enumerate(self.runs[g]) if x.tensor == run.tensor]) for (g,) in members]
-                shapes = {tuple(self.runs[g][k[0]].place.at.shape) for g, k in pairs if k}
-                if all(len(k) == 1 for _, k in pairs) and len(shapes) == 1 and len({g for g, _ in pairs}) == len(pairs):
-                    found[r] = [(g, k[0]) for g, k in pairs]
+            here = [self._members(m, run) for m in families if met & {g for (g,) in m}]
+            parts = [part for part in here if part is not None]
+            if parts and met == {g for part in parts for g, _ in part} and self._made_of(run, parts):
+                found[r] = parts
         return found
+
+    def _members(self, family: list[list[int]], run: _Run) -> Family | None:
+        """A family's members and where they run within a run of the group that they are inside."""
+        meets = self.meets[run.tensor][run.number]
+        found = []
+        for (g,) in family:
+            found += [(g, k) for k, x in enumerate(self.runs[g]) if x.tensor == run.tensor and meets[x.number]]
+        shapes = {tuple(self.runs[g][k].place.at.shape) for g, k in found}
+        # Each member once, in the family's order.
+        return found if [[g] for g, _ in found] == family and len(shapes) == 1 else None
+
+    def _made_of(self, run: _Run, parts: list[Family]) -> bool:
+        """Whether families cover every index of a group's run whole, each element of it once."""
+        for one, two in itertools.combinations(parts, 2):
+            numbers = [[self.runs[g][k].number for g, k in part] for part in (one, two)]
+            if self.meets[run.tensor][np.ix_(*numbers)].any():
+                return False
+        first = [self.runs[g][k].place for g, k in (part[0] for part in parts)]
+        if all(place.dim == run.dim for place in first):
+            return sum(place.at.numel() for place in first) == run.place.at.shape[1]
+        return len(parts) == 1 and first[0].at.numel() == self.a[run.tensor].shape[first[0].dim]
 
     def aim(self, a: Mapping[str, Tensor]) -> None:
         """Match to other weights from here on; B stays where it is."""
         self.a = [a[n].detach().float() for n in self.names]
+        self._room += sum(term.value.numel() for term in self._terms.values())
         self._terms.clear()
         self._rows_of_a.clear()
 
@@ -233,20 +259,18 @@ class WeightProblem:
             if here:
                 total += self.term(group, here).cpu().numpy()
         worth = float(np.trace(total))
-        families: dict[tuple[int, ...], list[int]] = {}
-        for r in chosen:
-            if r in self.nested[group]:
-                families.setdefault(tuple(g for g, _ in self.nested[group][r]), []).append(r)
-        for rs in families.values():
-            pairs = sum(self._pairs(group, r) for r in rs).double().cpu().numpy()  # type: ignore[union-attr]
+        families: dict[tuple[int, ...], list[Family]] = {}
+        for part in (part for r in chosen for part in self.nested[group].get(r, [])):
+            families.setdefault(tuple(g for g, _ in part), []).append(part)
+        for parts in families.values():
+            pairs = sum(self._pairs(part) for part in parts).double().cpu().numpy()  # type: ignore[union-attr]
             for i, j in np.ndindex(n, n):
                 total[i, j] += pairs[i, :, j][np.arange(pairs.shape[1]), assign(pairs[i, :, j])].sum()
             worth += float(np.einsum("iaia->", pairs))
         return total, worth
 
-    def _pairs(self, group: int, r: int) -> Tensor:
+    def _pairs(self, runs: Family) -> Tensor:
         """Rows of A inside each index of a group against rows of B inside each (n, d, n, d)."""
-        runs = self.nested[group][r]
         a = torch.stack([self.rows_of_a(g, k) for g, k in runs])
         b = torch.stack([_rows(self.b[self.runs[g][k].tensor], self.runs[g][k]) for g, k in runs])
         n, d = a.shape[:2]
@@ -297,20 +321,44 @@ class WeightProblem:
         gain = float(prices.sum() - dear[np.arange(len(dear)), relative.numpy()].sum()) - worth
         if torch.equal(relative, torch.arange(len(relative))) or gain <= small:
             return chosen is None and self.quadratic[group] and self._swap(group, dear)
-        if chosen is None and self.quadratic[group]:
-            before = self.objective()
-            self.move(group, relative)
-            if self.objective() <= before:
-                self.move(group, torch.argsort(relative))
-                return self._swap(group, dear)
-            return True
+        if chosen is None and self.quadratic[group] and self._gain(group, relative) <= small:
+            return self._swap(group, dear)
         del cost, dear
+        if chosen is not None or not self.nested[group]:
+            self.move(group, relative)
+            self._solve_inside(group, runs, chosen is None)
+            return True
+        # What is inside was taken at its best for a part of the network, so that all in all this may have lost.
+        before, clock, moved = self.objective(), self.clock, list(self.moved)
+        inside = {g for parts in self.nested[group].values() for part in parts for g, _ in part}
         self.move(group, relative)
-        for r, members in self.nested[group].items():
-            if r in runs:
-                for g, k in members:
-                    self.solve(g, None if chosen is None else [k])
-        return True
+        placed = {g: self.permutations[g] for g in inside}
+        self._solve_inside(group, runs, True)
+        if self.objective() >= before - small:
+            return True
+        for g in inside:
+            self.move(g, torch.argsort(self.permutations[g])[placed[g]])
+        self.move(group, torch.argsort(relative))
+        self.clock, self.moved = clock, moved
+        for key in [k for k, term in self._terms.items() if term.since > clock]:
+            self._room += self._terms.pop(key).value.numel()
+        return False
+
+    def _solve_inside(self, group: int, runs: Sequence[int], whole: bool) -> None:
+        """Give what is inside a group that has moved its best permutation, by all that it touches or by these runs."""
+        found = [x for r in runs for part in self.nested[group].get(r, []) for x in part]
+        for g, chosen in [(g, None) for g in sorted({g for g, _ in found})] if whole else [(g, [k]) for g, k in found]:
+            self.solve(g, chosen)
+
+    def _gain(self, group: int, relative: Tensor) -> float:
+        """By how much the objective would rise."""
+        touched = sorted({r.tensor for r in self.runs[group]})
+        leaf = {self.groups[group].leaf: relative}
+        total = 0.0
+        for t in touched:
+            there = permuted(self.b[t], self.places[t], leaf)
+            total += float(torch.dot(self.a[t].reshape(-1), (there - self.b[t]).reshape(-1)))
+        return total
 
     def _swap(self, group: int, dear: np.ndarray, tries: int = 500) -> bool:
         """Exchange two indices of a group whose cost is quadratic, the most promising pairs first; whether one gained.
@@ -320,17 +368,11 @@ class WeightProblem:
         n = len(dear)
         i, j = np.triu_indices(n, 1)
         gains = dear[i, i] + dear[j, j] - dear[i, j] - dear[j, i]
-        touched = sorted({r.tensor for r in self.runs[group]})
-        now = sum(float(torch.dot(self.a[t].reshape(-1), self.b[t].reshape(-1))) for t in touched)
+        enough = 1e-7 * abs(float(np.diag(dear).sum())) + 1e-30
         for k in np.argsort(-gains)[:tries].tolist():
             exchange = torch.arange(n)
             exchange[[i[k], j[k]]] = exchange[[j[k], i[k]]]
-            leaf = {self.groups[group].leaf: exchange}
-            there = [permuted(self.b[t], self.places[t], leaf) for t in touched]
-            worth = sum(
-                float(torch.dot(self.a[t].reshape(-1), x.reshape(-1))) for t, x in zip(touched, there, strict=True)
-            )
-            if worth > now + 1e-6 * abs(now):
+            if self._gain(group, exchange) > enough:
                 self.move(group, exchange)
                 return True
         return False
@@ -353,8 +395,9 @@ def ascend(problem: WeightProblem, rng: np.random.Generator, sweeps: int = 100) 
             latest = max((problem.moved[n] for beside in problem.beside[g] for n in beside), default=0)
             if solved[g] >= latest:
                 continue
-            problem.solve(g)
-            solved[g] = problem.clock
+            moved = problem.solve(g)
+            # Of a quadratic problem a step is not its solution: it is asked again until it stays.
+            solved[g] = -1 if moved and problem.quadratic[g] else problem.clock
         yield sweep
         if problem.clock == before:
             break
@@ -403,7 +446,7 @@ def weight_matching(
 
     The first start settles the groups in order of how far the rest determines them: next to inputs, outputs and
     groups that are settled. Later starts shuffle some of the groups of the best so far and solve these first. Each is
-    swept until nothing moves; the best is kept.
+    swept until nothing moves, or a later one until it gains too little to become the best; the best is kept.
 
     Args:
         a, b: state_dicts of the traced module.
@@ -547,9 +590,16 @@ class _ActivationProblem:
         """Give a group its best permutation by these costs; whether it moved."""
         relative = torch.from_numpy(assign(cost.numpy()))
         gain = float(cost[torch.arange(len(cost)), relative].sum() - cost.trace())
-        if gain <= 1e-9 * float(cost.abs().sum() + 1e-300):
+        small = 1e-9 * float(cost.abs().sum() + 1e-300)
+        if gain <= small:
             return False
+        along = [place for place, _ in self.places[group]]
+        twice = len(set(along)) < len(along)  # along one axis, so that the costs are but a linearisation
+        before = self.objective() if twice else 0.0
         self.symmetry.turn(self.permutations, group, relative)
+        if twice and self.objective() <= before + small:
+            self.symmetry.turn(self.permutations, group, torch.argsort(relative))
+            return False
         return True
 
     def objective(self) -> float:
