@@ -151,12 +151,19 @@ def show_result(result: dict[str, Any]) -> None:
     for merged in result.get("merged", []):
         out.print()
         out.print(merge_table(merged))
+        out.print(f"\n{certificate_line(merged)}")
         cycles = merged["cycle_error"]
         if len(merged["networks"]) > 2:
             out.print(
                 f"\nRound three networks, {100 * cycles['this']:.1f}% of all units do not return to their place; "
                 f"{100 * cycles['every pair by weight matching']:.1f}% where every pair is matched by itself."
             )
+    for aligned in result.get("aligned", []):
+        before, after = aligned["objective"][0], aligned["objective"][-1]
+        out.print(
+            f"\n{aligned['name']} permuted ({aligned['method']}): {aligned['moved']} of {aligned['units']} units moved,"
+            f" {aligned['objective_is']} {before:.4f} at first, {after:.4f} in the end. {certificate_line(aligned)}"
+        )
     if result["barriers"]:
         out.print()
         out.print(barrier_table(result["barriers"]))
@@ -168,10 +175,21 @@ def show_result(result: dict[str, Any]) -> None:
     for row in result["stages"]:
         if row["stage"] in ("interpolate", "evaluate"):
             out.print(f"{row['directory']}/path.csv", soft_wrap=True)
-        elif row["stage"] == "train-endpoints" and not result["barriers"]:
+        elif row["stage"] == "rebasin":
+            out.print(f"{row['directory']}/", soft_wrap=True)
+        elif row["stage"] == "train-endpoints" and not result["barriers"] and not result.get("merged"):
             out.print(f"{row['directory']}/checkpoint.safetensors", soft_wrap=True)
     if result["plot"]:
         out.print(f"picture: {result['plot']}", soft_wrap=True)
+
+
+def certificate_line(found: dict[str, Any]) -> str:
+    """That permuted networks are the same functions."""
+    proof = found["certificate"]
+    return (
+        f"The same function: on {proof['examples']} inputs outputs differ by {proof['difference']:.0e} of the largest "
+        f"({proof['dtype']}; {proof['control']:.0e} for a broken permutation)."
+    )
 
 
 def merge_table(merged: dict[str, Any]) -> Table:

@@ -41,6 +41,7 @@ def test_rebasin_joins_wide_networks_and_says_that_they_compute_the_same(method:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["certificate"]["difference"] < 1e-12
     assert summary["certificate"]["control"] > 1e-6
+    assert [a["certificate"] for a in answer.json["aligned"]] == [summary["certificate"]]
     assert summary["objective"][-1] >= summary["objective"][0]
     ends = [Path(r["directory"]) for r in answer.json["stages"] if r["stage"] == "train-endpoints"]
     recorded = [json.loads((f / "summary.json").read_text())["metrics"] for f in (ends[1], folder)]

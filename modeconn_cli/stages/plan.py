@@ -96,6 +96,7 @@ class Plan:
                 if isinstance(s, Endpoint)
             ],
             "barriers": barrier_rows(measured),
+            "aligned": [s.found(run) for s, run in finished.items() if isinstance(s, Aligned)],
             "merged": [s.found(run) for s, run in finished.items() if isinstance(s, Merged)],
             "verdicts": [
                 {

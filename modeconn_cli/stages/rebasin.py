@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -180,6 +181,13 @@ class Aligned(Permuting, Endpoint):
         for split, scores in evaluator.scores().items():
             measured[f"{split}_nll"], measured[f"{split}_error"] = scores.means
         require_same(self.end.metrics(), measured, f"{self.short_name}")
+
+    def found(self, run: Run) -> dict[str, Any]:
+        """What a finished run says, for people."""
+        summary = json.loads((run.folder / "summary.json").read_text())
+        moved, units = (sum(g[k] for g in summary["groups"]) for k in ("moved", "size"))
+        keep = ("method", "objective", "objective_is", "certificate")
+        return {"name": self.end.short_name, "moved": moved, "units": units, **{k: summary[k] for k in keep}}
 
     def _match(
         self, module: nn.Module, symmetry: Symmetry, batch: int, a: dict[str, Tensor], b: dict[str, Tensor]
