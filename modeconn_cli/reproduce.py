@@ -118,6 +118,8 @@ def parts(table: Table, scale: str, more: Sequence[str]) -> list[Part]:
 def differences(table: Table, scale: str, more: Sequence[str]) -> dict[str, list[str]]:
     """How a scaled run differs from the paper's own recipe: by row, `key=value (full: value)` for what matters."""
     full = table.content["scales"]["full"]
+    if scale == "full" and not more:
+        return {}
     own = {_row_name(r): r for r in full["rows"]}
     level = table.content["scales"][scale]
     apart = {}

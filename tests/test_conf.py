@@ -319,7 +319,7 @@ FINGERPRINTS = {
     "endpoints/_endpoints": "67a8f859674f5504",
     "curve/_curve": "5826bdd1379aae5a",
     "interpolation/_interpolation": "69c7b3b7c16d57c0",
-    "rebasin/_rebasin": "e9cf9d339fce77db",
+    "rebasin/_rebasin": "e2e4d06b1eeb6004",
     "pipeline/_pipeline": "07406eeaceb06ad5",
     "runtime/_runtime": "3566fa39d90ca715",
 }

@@ -141,6 +141,7 @@ def small(words: Sequence[str]) -> list[str]:
             name,
             *rest,
             *{"smoke": QUICK, "small": ["dataset.train_size=8", "--dry-run"]}.get(scale, ["--dry-run"]),
+            *(["--row", "vgg11"] if name == "reproduce" and rest[0] == "jordan2022-repair" else []),
         ]
     if name == "reproduce":
         return [name, *rest]

@@ -51,8 +51,14 @@ def test_every_table_composes_at_every_scale_and_names_published_rows(name: str,
     apart = reproduce.differences(table, scale, [])
     assert bool(apart) == (scale != "full")
     if table.landed:
-        for part in reproduce.parts(table, scale, []):
-            assert part.methods
+        # Every row with one method, and every method with one row.
+        level = table.content["scales"][scale]
+        one_row = {scale: {**level, "rows": level["rows"][:1]}}
+        one_method = {m: table.content["methods"][m] for m in table.landed[-1:]}
+        for part in ({"methods": one_method}, {"scales": {**table.content["scales"], **one_row}}):
+            found = reproduce.parts(reproduce.Table(table.name, {**table.content, **part}), scale, [])
+            assert found
+            assert all(f.methods for f in found)
     else:
         assert "can be run yet" in refused("reproduce", name, "--scale", scale)
 
