@@ -155,6 +155,7 @@ def small(words: Sequence[str]) -> list[str]:
         rest = [re.sub(r"^([\w./]+=[^,\[\]]+,[^,\[\]]+),.*", r"\1", w) for w in rest]
     if any(LARGE.match(w) for w in rest):
         return [name, *rest, "--dry-run"]
+    rest = [w for w in rest if not re.match(r"endpoints.warmup_epochs=|dataset.train_size=\d{4}", w)]  # there is less
     settings = [s for s in QUICK if not (s == "endpoints.epochs=1" and any("keep_" in w for w in rest))]
     if not any(w.startswith(f"dataset={source}") for w in rest for source in FROM_FILES):
         settings.append("dataset.train_size=200")
