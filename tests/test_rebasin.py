@@ -16,8 +16,8 @@ from modeconn_cli import models
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation.repair import Repair
 from modeconn_cli.stages.rebasin import certify, certify_all
+from modeconn_cli.symmetry.activations import activation_matching
 from modeconn_cli.symmetry.graph import trace
-from modeconn_cli.symmetry.matching import activation_matching
 from modeconn_cli.weights import FlatModule
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from modeconn_cli import models
 from modeconn_cli.errors import UserError
+from modeconn_cli.symmetry.activations import activation_matching
 from modeconn_cli.symmetry.axes import (
     Axis,
     Family,
@@ -36,7 +37,6 @@ from modeconn_cli.symmetry.graph import CannotTrace, regroup, trace
 from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.symmetry.matching import (
     WeightProblem,
-    activation_matching,
     ascend,
     assign,
     prices_of,

@@ -27,11 +27,12 @@ from modeconn_cli.stages import Stage
 from modeconn_cli.stages.checkpoints import write_state
 from modeconn_cli.stages.context import Context, Silent
 from modeconn_cli.stages.endpoints import Endpoint, pair_label
+from modeconn_cli.symmetry.activations import activation_matching
 from modeconn_cli.symmetry.axes import Leaf, leaves
 from modeconn_cli.symmetry.graph import CannotTrace, trace
 from modeconn_cli.symmetry.groups import Axes, Symmetry, symmetry_of
 from modeconn_cli.symmetry.learned import Check, Loss, Parameters, sinkhorn_matching, straight_through
-from modeconn_cli.symmetry.matching import Matching, activation_matching, default_restarts, weight_matching
+from modeconn_cli.symmetry.matching import Matching, default_restarts, weight_matching
 from modeconn_cli.symmetry.written import read_groups, write_groups
 
 CERTIFIED_ON = 64  # examples
