@@ -137,6 +137,8 @@ def small(words: Sequence[str]) -> list[str]:
         return [name, "0 1", *rest[1:], *QUICK]
     if name == "reproduce" and "--list" not in rest:
         scale = rest[rest.index("--scale") + 1] if "--scale" in rest else "full"
+        if rest.count("--row") > 1:
+            rest = rest[: rest.index("--row", rest.index("--row") + 1)]
         return [
             name,
             *rest,

@@ -44,7 +44,7 @@ def inner(a: State, b: State) -> float:
 
 
 @given(st.integers(1, 7), st.integers(0, 10**6), st.floats(0.1, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_limit_is_doubly_stochastic_and_its_implicit_gradient_that_of_every_round(
     n: int, seed: int, size: float
 ) -> None:
@@ -57,7 +57,7 @@ def test_the_limit_is_doubly_stochastic_and_its_implicit_gradient_that_of_every_
         columns = torch.randn(1, n, dtype=torch.float64, generator=generator)  # whatever one begins with
         p = sinkhorn(x, columns=columns)
         (implicit,) = torch.autograd.grad((p * weight).sum(), x)
-    explicit = sinkhorn(x, unrolled=4000)
+    explicit = sinkhorn(x, unrolled=2000)
     (expected,) = torch.autograd.grad((explicit * weight).sum(), x)
     assert torch.allclose(p.sum(0), torch.ones(n, dtype=torch.float64), atol=1e-9)
     assert torch.allclose(p.sum(1), torch.ones(n, dtype=torch.float64), atol=1e-9)
@@ -129,7 +129,7 @@ def test_training_lowers_the_midpoint_below_what_weights_alone_find() -> None:
 @pytest.mark.parametrize("method", [merge_many, cycle_consistent])
 def test_many_are_matched_as_brute_force_would(method: type(merge_many)) -> None:  # type: ignore[valid-type]
     every = [torch.tensor(p) for p in itertools.permutations(range(4))]
-    optimal, cases = 0, 10
+    optimal, cases = 0, 6
     for case in range(cases):
         symmetry, (a, b) = tiny(case)
         best = max(inner(a, symmetry.permute(b, [p, q])) for p in every for q in every)
@@ -138,7 +138,7 @@ def test_many_are_matched_as_brute_force_would(method: type(merge_many)) -> None
         reached = inner(a, symmetry.permute(b, permutations[1]))
         assert reached == pytest.approx(objective[-1], abs=1e-4)
         optimal += reached > best - 1e-5
-    assert optimal >= 0.9 * cases
+    assert optimal >= 0.8 * cases
 
 
 @pytest.mark.parametrize("method", [merge_many, cycle_consistent])
