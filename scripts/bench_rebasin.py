@@ -115,7 +115,7 @@ def _resident(field: str) -> int:
 
 
 def times(name: str, seed: int, steps: int) -> dict[str, Any]:
-    """Both methods on one pair: seconds, and objectives without what no permutation changes."""
+    """Both methods on one pair: seconds and objectives."""
     symmetry, names, a, b = pair(name, seed, steps)
     assign(np.eye(2))  # which imports scipy
     row: dict[str, Any] = {"network": name, "seed": seed, "steps": steps}

@@ -18,7 +18,7 @@ from modeconn_cli.stages.checkpoints import write_state
 from modeconn_cli.stages.context import Context
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, split_note
 from modeconn_cli.stages.rebasin import Permuting, certify_all
-from modeconn_cli.symmetry.many import cycle_consistent, cycle_error, merge_many, pairs_of
+from modeconn_cli.symmetry.many import RESTARTS, cycle_consistent, cycle_error, merge_many, pairs_of
 from modeconn_cli.symmetry.matching import weight_matching
 
 SPLITS = ("train", "test")
@@ -56,7 +56,7 @@ class Merged(Permuting):
             context.signals.check()
 
         method = merge_many if options.method is Match.merge_many else cycle_consistent
-        restarts = 3 if options.restarts is None else options.restarts
+        restarts = RESTARTS if options.restarts is None else options.restarts
         permutations, objective = method(symmetry, here, names, options.sweeps, restarts, options.seed, watch=watch)
         aligned = [symmetry.permute(s, p) for s, p in zip(states, permutations, strict=True)]
         certificate = certify_all(module, symmetry, states, aligned, self.examples())

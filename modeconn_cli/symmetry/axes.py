@@ -530,9 +530,7 @@ def permuted(value: Tensor, along: Sequence[Place], permutations: Mapping[Leaf, 
         source = torch.arange(value.shape[dim])
         for place in moves:
             if place.dim == dim and not place.within:
-                step = torch.arange(value.shape[dim])
-                step[place.at] = place.at[permutations[place.leaf]]
-                source = source[step]
+                source = source[sources(place, permutations[place.leaf], value.shape[dim])]
         if not torch.equal(source, torch.arange(len(source))):
             value = value.index_select(dim, source.to(value.device))
     for place in moves:
@@ -542,9 +540,14 @@ def permuted(value: Tensor, along: Sequence[Place], permutations: Mapping[Leaf, 
 
 
 def _shuffled(value: Tensor, place: Place, permutation: Tensor) -> Tensor:
-    step = torch.arange(value.shape[place.dim])
-    step[place.at] = place.at[permutation]
-    return value.index_select(place.dim, step.to(value.device))
+    return value.index_select(place.dim, sources(place, permutation, value.shape[place.dim]).to(value.device))
+
+
+def sources(place: Place, permutation: Tensor, length: int) -> Tensor:
+    """Where each position (length,) of a dimension comes from when a leaf that runs along it is permuted."""
+    found = torch.arange(length)
+    found[place.at] = place.at[permutation]
+    return found
 
 
 def _inside(value: Tensor, within: Within, change: Callable[[Tensor], Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from modeconn_cli.symmetry.learned import mix
 from modeconn_cli.symmetry.matching import WeightProblem, ascend, assign
 
 States = Sequence[Mapping[str, Tensor]]
+RESTARTS = 3
 Watch = Callable[[int, float], None]  # round, objective; it may raise to stop
 
 
@@ -28,7 +29,7 @@ def merge_many(
     states: States,
     parameters: Sequence[str],
     rounds: int = 100,
-    restarts: int = 3,
+    restarts: int = RESTARTS,
     seed: int = 0,
     watch: Watch = lambda step, objective: None,
 ) -> tuple[list[list[Tensor]], list[float]]:
@@ -89,7 +90,7 @@ def cycle_consistent(
     states: States,
     parameters: Sequence[str],
     rounds: int = 100,
-    restarts: int = 3,
+    restarts: int = RESTARTS,
     seed: int = 0,
     watch: Watch = lambda step, objective: None,
 ) -> tuple[list[list[Tensor]], list[float]]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.symmetry.axes import Leaf, Place, leaves, permuted
+from modeconn_cli.symmetry.axes import Leaf, Place, leaves, permuted, sources
 from modeconn_cli.symmetry.groups import Symmetry
 
 SHAKEN = 0.6  # share of the groups that a further start shuffles
@@ -127,7 +127,7 @@ class WeightProblem:
         self.order = [[torch.arange(n) for n in x.shape] for x in self.a]  # along every dimension of B, since the start
         self.across = [[self._across(run) for run in runs] for runs in self.runs]
         self._terms: dict[tuple[int, ...], _Term] = {}
-        self._room = sum(x.numel() for x in (*self.a, *self.b))
+        self._most = sum(x.numel() for x in (*self.a, *self.b))
         self._prices: dict[int, np.ndarray] = {}
         self._rows_of_a: dict[tuple[int, int], Tensor] = {}
 
@@ -187,7 +187,6 @@ class WeightProblem:
     def aim(self, a: Mapping[str, Tensor]) -> None:
         """Match to other weights from here on; B stays where it is."""
         self.a = [a[n].detach().float() for n in self.names]
-        self._room += sum(term.value.numel() for term in self._terms.values())
         self._terms.clear()
         self._rows_of_a.clear()
 
@@ -206,12 +205,9 @@ class WeightProblem:
             a, b = self.rows_of_a(group, r), _rows(self.b[self.runs[group][r].tensor], self.runs[group][r])
             total = a @ b.T if total is None else total.addmm_(a, b.T)
         assert total is not None
-        if kept is None:
-            self._room -= total.numel()
-        if kept is not None or self._room >= 0:
+        others = sum(term.value.numel() for k, term in self._terms.items() if k != key)
+        if others + total.numel() <= self._most:
             self._terms[key] = _Term(self.clock, total, self._orders(group, runs))
-        else:
-            self._room += total.numel()
         return total
 
     def _orders(self, group: int, runs: tuple[int, ...]) -> list[list[Tensor]]:
@@ -296,8 +292,7 @@ class WeightProblem:
             self.b[tensor] = permuted(b, along, {leaf: relative})
             return
         for place in along:
-            source = torch.arange(b.shape[place.dim])
-            source[place.at] = place.at[relative]
+            source = sources(place, relative, b.shape[place.dim])
             moved = (source != torch.arange(len(source))).nonzero()[:, 0]
             if 2 * len(moved) > len(source):
                 b = self.b[tensor] = b.index_select(place.dim, source.to(b.device))
@@ -339,8 +334,7 @@ class WeightProblem:
             self.move(g, torch.argsort(self.permutations[g])[placed[g]])
         self.move(group, torch.argsort(relative))
         self.clock, self.moved = clock, moved
-        for key in [k for k, term in self._terms.items() if term.since > clock]:
-            self._room += self._terms.pop(key).value.numel()
+        self._terms = {k: term for k, term in self._terms.items() if term.since <= clock}
         return False
 
     def _solve_inside(self, group: int, runs: Sequence[int], whole: bool) -> None:
