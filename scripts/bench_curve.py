@@ -5,6 +5,7 @@
 For every network, at batch 128:
     curve/bare       a curve step (quadratic Bezier) over a hand-written training step: same module, batch, layout
     layout           the bare step in contiguous over channels-last layout (above 1: channels-last is faster)
+    malloc           passing 1000 examples forward with glibc's own thresholds over keeping freed memory (CPU only)
     data/fixed       speed of the training loop fed by the data set over the same loop fed one fixed batch
     eval/bare        evaluating points of the curve over the bare forward passes that this needs
 Each is the median over rounds of one pair's ratio, with the first and third quartile.
@@ -13,6 +14,7 @@ Each is the median over rounds of one pair's ratio, with the first and third qua
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from modeconn_cli.data import Augment, Data, Split
 from modeconn_cli.evaluation import Evaluator
 from modeconn_cli.evaluation.batchnorm import norm_layers
 from modeconn_cli.schema import Interpolation, Sampling, Training
+from modeconn_cli.stages.context import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory
 from modeconn_cli.training import Trainer, draw_epoch
 from modeconn_cli.weights import FlatModule
 
@@ -135,9 +138,29 @@ def bench(name: str, rounds: int, device: torch.device) -> Iterator[tuple[str, l
     yield "curve/bare", paired(times(ours), times(bare), rounds, device)
     if convolutional:
         yield "layout", paired(times(bare_step(fresh(), x, y)), times(bare), rounds, device)
+    if device.type == "cpu":
+        yield "malloc", bench_allocation(fresh(), x_ours, rounds)
     yield "data/fixed", paired(fixed_batch, from_data, rounds, device)
     examples = synthetic(shape, 4 * evaluated, device)
     yield "eval/bare", bench_evaluation(fresh(), examples, convolutional, evaluated, rounds, device)
+
+
+def bench_allocation(module: nn.Module, x: Tensor, rounds: int) -> list[float]:
+    libc = ctypes.CDLL(None)
+    many = torch.cat([x] * 8)[:1000]
+
+    @torch.no_grad()
+    def kept() -> None:
+        keep_freed_memory()
+        module(many)
+
+    @torch.no_grad()
+    def given_back() -> None:
+        libc.mallopt(TRIM_THRESHOLD, 2**26)  # what glibc's own adjustment ends at
+        libc.mallopt(MMAP_THRESHOLD, 2**25)
+        module(many)
+
+    return paired(given_back, kept, rounds, torch.device("cpu"))
 
 
 def bench_evaluation(
@@ -185,6 +208,8 @@ def main() -> None:
     parser.add_argument("--json", help="also write every ratio here")
     args = parser.parse_args()
     device = torch.device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as every command does
     results: dict[str, dict[str, list[float]]] = {}
     name_of_device = (
         torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"

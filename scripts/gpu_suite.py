@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def gradient(device: torch.device) -> dict[str, Any]:
     data = Data(Split("train", x, y), None, Split("test", x, y), 4, (6,), x[:1] * 0, x[:1] * 0 + 1, Augment(), "toy")
     recipe = Training(lr=1.0, momentum=0.0, weight_decay=0.1)
     leaf = rows.clone().requires_grad_()
-    w = sum(c[k] * leaf[k] for k in range(3))
+    w = torch.tensor(c, dtype=torch.float64, device=device) @ leaf
     loss = F.cross_entropy(functional_call(module, net.named(w), (x,)), y) + 0.05 * (w * w).sum()
     wanted = torch.autograd.grad(loss, leaf)[0][1]
     before = rows[1].clone()
@@ -124,7 +124,7 @@ def matching(device: torch.device) -> dict[str, Any]:
     names = [n for n, _ in module.named_parameters()]
     a, b = ({n: s[n] for n in names} for s in (state, symmetry.permute(state, planted)))
 
-    def apart(p: dict[str, torch.Tensor]) -> float:
+    def apart(p: Mapping[str, torch.Tensor]) -> float:
         return float(sum((p[n] - a[n]).square().sum() for n in names))
 
     found = {
