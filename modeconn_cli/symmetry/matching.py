@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -242,10 +242,13 @@ class WeightProblem:
             self._rows_of_a[group, r] = _rows(self.a[self.runs[group][r].tensor], self.runs[group][r])
         return self._rows_of_a[group, r]
 
-    def cost(self, group: int, chosen: Sequence[int]) -> tuple[np.ndarray, float]:
+    def cost(self, group: int, chosen: Sequence[int], open_: Collection[int] = ()) -> tuple[np.ndarray, float]:
         """The group's cost matrix (size, size), from some of its runs, and what these are worth as they are.
 
         Where the group has others inside it, every pair of its indices counts with those at their best.
+
+        Args:
+            open_: groups over whose permutations the runs that are not chosen count on average.
         """
         n = self.groups[group].size
         total = np.zeros((n, n))
@@ -253,6 +256,8 @@ class WeightProblem:
             here = tuple(r for r in runs if r in chosen)
             if here:
                 total += self.term(group, here).cpu().numpy()
+        for r in set(range(len(self.runs[group]))) - set(chosen) if open_ else ():
+            total += self._average(group, r, open_).cpu().numpy()
         worth = float(np.trace(total))
         families: dict[tuple[int, ...], list[Family]] = {}
         for part in (part for r in chosen for part in self.nested[group].get(r, [])):
@@ -263,6 +268,32 @@ class WeightProblem:
                 total[i, j] += pairs[i, :, j][np.arange(pairs.shape[1]), assign(pairs[i, :, j])].sum()
             worth += float(np.einsum("iaia->", pairs))
         return total, worth
+
+    def _average(self, group: int, r: int, open_: Collection[int]) -> Tensor:
+        """A run's part of the cost matrix, the mean of what it is for every permutation of open groups.
+
+        Nothing (zeros) where these do not move along dimensions of their own.
+        """
+        run = self.runs[group][r]
+        t, nothing = run.tensor, torch.zeros(1, 1)
+        a, b, beside = self.a[t], self.b[t], {self.groups[g].leaf for g in self.beside[group][r] if g in open_}
+        if self.across[group][r] is None:
+            return nothing
+        for dim in self.across[group][r] or []:
+            here = [p.at for p in self.places[t] if p.leaf in beside and p.dim == dim]
+            rest = torch.ones(a.shape[dim], dtype=torch.bool)
+            for at in here:
+                if not rest[at].all():
+                    return nothing
+                rest[at] = False
+            if here:
+                a = torch.cat(
+                    [_parts(a, dim, at).sum(dim) for at in here] + [a.index_select(dim, rest.nonzero()[:, 0])], dim
+                )
+                b = torch.cat(
+                    [_parts(b, dim, at).mean(dim) for at in here] + [b.index_select(dim, rest.nonzero()[:, 0])], dim
+                )
+        return _rows(a, run) @ _rows(b, run).T
 
     def _pairs(self, runs: Family) -> Tensor:
         """Rows of A inside each index of a group against rows of B inside each (n, d, n, d)."""
@@ -301,10 +332,15 @@ class WeightProblem:
                 b.index_copy_(place.dim, here, b.index_select(place.dim, there))
             self.order[tensor][place.dim] = self.order[tensor][place.dim][source]
 
-    def solve(self, group: int, chosen: Sequence[int] | None = None) -> bool:
-        """Give a group its best permutation, the others held; whether it moved."""
+    def solve(self, group: int, chosen: Sequence[int] | None = None, open_: Collection[int] = ()) -> bool:
+        """Give a group its best permutation, the others held; whether it moved.
+
+        Args:
+            chosen: its runs that count; None: all.
+            open_: groups over whose permutations its other runs count on average.
+        """
         runs = range(len(self.runs[group])) if chosen is None else chosen
-        cost, worth = self.cost(group, runs)
+        cost, worth = self.cost(group, runs, open_)
         # By einsum and not by BLAS, whose threads would go on spinning beside torch's.
         small = 1e-7 * (abs(worth) + math.sqrt(float(np.einsum("ij,ij->", cost, cost))) / len(cost) + 1e-30)
         # What was best a while ago is nearly best now, and prices near the right ones leave the solver little to do.
@@ -376,12 +412,17 @@ class WeightProblem:
         return self.constant + sum(float(torch.dot(x.reshape(-1), y.reshape(-1))) for x, y in moving)
 
 
-def ascend(problem: WeightProblem, rng: np.random.Generator, sweeps: int = 100) -> Iterator[int]:
+def ascend(
+    problem: WeightProblem, rng: np.random.Generator, sweeps: int = 100, solved: Sequence[int] | None = None
+) -> Iterator[int]:
     """Give every group in turn its best permutation until a sweep moves none; each sweep's number as it ends.
 
     Groups are taken in random order, those whose neighbours have not moved since are left out.
+
+    Args:
+        solved: when each group was given its best permutation, by the problem's clock, or -1.
     """
-    solved = [-1] * len(problem.groups)
+    solved = [-1] * len(problem.groups) if solved is None else list(solved)
     for sweep in range(sweeps):
         before = problem.clock
         for g in rng.permutation(len(problem.groups)).tolist():
@@ -455,12 +496,13 @@ def weight_matching(
         problem = WeightProblem(symmetry, a, b, parameters, best.permutations if best else None)
         if not problem.groups:
             return Matching([], [problem.objective()], 0)
+        solved = None
         if best is None:
-            settle(problem)
+            solved = settle(problem)
         else:
             _shake(problem, rng)
         objective = [problem.objective()]
-        for sweep in ascend(problem, rng, sweeps):
+        for sweep in ascend(problem, rng, sweeps, solved):
             objective.append(problem.objective())
             watch(start, sweep, objective[-1])
             if best and objective[-1] + HOPE * (objective[-1] - objective[-2]) < best.objective[-1]:
@@ -486,9 +528,14 @@ def _shake(problem: WeightProblem, rng: np.random.Generator) -> None:
         problem.solve(g)
 
 
-def settle(problem: WeightProblem) -> None:
-    """Solve every group once, each by the tensors whose other axes are settled, the most determined group next."""
+def settle(problem: WeightProblem) -> list[int]:
+    """Solve every group once, the most determined by those that are settled next.
+
+    Tensors that others run through too count as they are on average over every permutation of these. Gives when each
+    group was solved by all of its tensors, by the problem's clock, or -1.
+    """
     settled: set[int] = set()
+    solved = [-1] * len(problem.groups)
     symmetry = problem.symmetry
     mass = [float(a.norm()) * float(b.norm()) for a, b in zip(problem.a, problem.b, strict=True)]
     while len(settled) < len(problem.groups):
@@ -507,8 +554,11 @@ def settle(problem: WeightProblem) -> None:
             shares[g] = (sum(mass[runs[r].tensor] for r in known) / (whole or 1.0), known)
         group = max(shares, key=lambda g: (shares[g][0], -g))
         known = shares[group][1]
-        problem.solve(group, known or None)
+        problem.solve(group, known, set(range(len(problem.groups))) - settled - {group})
         settled.add(group)
+        if len(known) == len(problem.runs[group]) and not problem.nested[group] and not problem.quadratic[group]:
+            solved[group] = problem.clock
+    return solved
 
 
 def _rows(tensor: Tensor, run: _Run) -> Tensor:
@@ -519,6 +569,15 @@ def _rows(tensor: Tensor, run: _Run) -> Tensor:
     if run.first is not None:
         return tensor.narrow(place.dim, run.first, n).movedim(place.dim, 0).reshape(n, -1)
     return tensor.index_select(place.dim, place.at.reshape(-1).to(tensor.device)).movedim(place.dim, 0).reshape(n, -1)
+
+
+def _parts(tensor: Tensor, dim: int, at: Tensor) -> Tensor:
+    """A tensor's positions along a dimension (n, m), as two dimensions there."""
+    flat = at.reshape(-1)
+    first, n = int(flat[0]), len(flat)
+    if torch.equal(flat, torch.arange(first, first + n)):
+        return tensor.narrow(dim, first, n).unflatten(dim, at.shape)
+    return tensor.index_select(dim, flat.to(tensor.device)).unflatten(dim, at.shape)
 
 
 def _meetings(found: Sequence[Place], shape: Sequence[int]) -> np.ndarray:
