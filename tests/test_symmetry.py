@@ -533,6 +533,43 @@ def test_what_is_kept_of_a_cost_matrix_is_what_it_would_be_anew(name: str) -> No
         assert np.abs(kept - fresh).max() <= 2e-5 * np.abs(fresh).max()
 
 
+class Joined(nn.Module):
+    """Two branches of three channels each, flattened and joined, before four hidden units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(1, 3, 2), nn.Conv2d(1, 3, 2)
+        self.after, self.last = nn.Linear(24, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = [branch(x).relu().flatten(1) for branch in (self.left, self.right)]
+        return self.last(self.after(torch.cat(both, 1)).relu())
+
+
+def test_what_is_open_counts_as_the_mean_over_its_permutations() -> None:
+    torch.manual_seed(0)
+    a, b = Joined(), Joined()
+    symmetry = trace(a, torch.randn(2, 1, 3, 3))
+    states = [dict(m.state_dict()) for m in (a, b)]
+    units = next(g for g, group in enumerate(symmetry.groups) if group.size == 4)
+    branches = [g for g in range(len(symmetry.groups)) if g != units]
+    assert len(branches) == 2
+    problem = WeightProblem(symmetry, *states, list(states[0]))
+    every = range(len(problem.runs[units]))
+    for open_ in ([branches[0]], [branches[1]], branches):
+        costs = []
+        for drawn in itertools.product(itertools.permutations(range(3)), repeat=len(open_)):
+            begin = symmetry.identity()
+            for g, permutation in zip(open_, drawn, strict=True):
+                begin[g] = torch.tensor(permutation)
+            costs.append(WeightProblem(symmetry, *states, list(states[0]), begin).cost(units, every)[0])
+        known = [r for r in every if not problem.beside[units][r] & {*open_}]
+        assert 0 < len(known) < len(every)
+        found = problem.cost(units, known, open_)[0]
+        assert np.abs(found - np.mean(costs, axis=0)).max() < 1e-6
+        assert np.ptp(costs, axis=0).max() > 0.1
+
+
 class Attention(nn.Module):
     """Attention whose weights are packed into one tensor."""
 

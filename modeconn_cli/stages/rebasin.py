@@ -54,7 +54,7 @@ class Permuting(Stage):
     """What permutes networks: it traces them, matches them, and certifies that they compute the same."""
 
     name = "rebasin"
-    VERSION = 3
+    VERSION = 4
 
     def fields(self) -> dict[str, Any]:
         options = fields_off_default(self.context.config.rebasin)

@@ -270,29 +270,23 @@ class WeightProblem:
         return total, worth
 
     def _average(self, group: int, r: int, open_: Collection[int]) -> Tensor:
-        """A run's part of the cost matrix, the mean of what it is for every permutation of open groups.
+        """A run's part of the cost matrix (size, size), on average over every permutation of open groups.
 
-        Nothing (zeros) where these do not move along dimensions of their own.
+        Zeros where these do not move along dimensions of their own.
         """
         run = self.runs[group][r]
-        t, nothing = run.tensor, torch.zeros(1, 1)
-        a, b, beside = self.a[t], self.b[t], {self.groups[g].leaf for g in self.beside[group][r] if g in open_}
-        if self.across[group][r] is None:
-            return nothing
-        for dim in self.across[group][r] or []:
-            here = [p.at for p in self.places[t] if p.leaf in beside and p.dim == dim]
+        a, b = self.a[run.tensor], self.b[run.tensor]
+        beside = {self.groups[g].leaf for g in self.beside[group][r] if g in open_}
+        along = [p for p in self.places[run.tensor] if p.leaf in beside]
+        for dim in sorted({p.dim for p in along}):
+            here = [p.at for p in along if p.dim == dim]
             rest = torch.ones(a.shape[dim], dtype=torch.bool)
-            for at in here:
-                if not rest[at].all():
-                    return nothing
-                rest[at] = False
-            if here:
-                a = torch.cat(
-                    [_parts(a, dim, at).sum(dim) for at in here] + [a.index_select(dim, rest.nonzero()[:, 0])], dim
-                )
-                b = torch.cat(
-                    [_parts(b, dim, at).mean(dim) for at in here] + [b.index_select(dim, rest.nonzero()[:, 0])], dim
-                )
+            rest[torch.cat([at.reshape(-1) for at in here])] = False
+            if self.across[group][r] is None or int(rest.sum()) + sum(at.numel() for at in here) > len(rest):
+                return a.new_zeros(run.place.at.shape[:1] * 2)
+            others = rest.nonzero()[:, 0].to(a.device)
+            a = torch.cat([a.index_select(dim, others), *(_parts(a, dim, at).sum(dim) for at in here)], dim)
+            b = torch.cat([b.index_select(dim, others), *(_parts(b, dim, at).mean(dim) for at in here)], dim)
         return _rows(a, run) @ _rows(b, run).T
 
     def _pairs(self, runs: Family) -> Tensor:
@@ -479,8 +473,9 @@ def weight_matching(
     """Match B to A by their weights.
 
     The first start settles the groups in order of how far the rest determines them: next to inputs, outputs and
-    groups that are settled. Later starts shuffle some of the groups of the best so far and solve these first. Each is
-    swept until nothing moves, or a later one until it gains too little to become the best; the best is kept.
+    groups that are settled; the others count on average over all that they may be. Later starts shuffle some of the
+    groups of the best so far and solve these first. Each is swept until nothing moves, or a later one until it gains
+    too little to become the best; the best is kept.
 
     Args:
         a, b: state_dicts of the traced module.
