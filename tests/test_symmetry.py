@@ -738,6 +738,8 @@ def test_groups_that_are_written_are_read_again(name: str) -> None:
 
 WRONG = {
     "a: [": "not YAML",
+    "a: [1\nb: 2": "not YAML: .* in line 2, column 2",
+    "a: \x01": "not YAML: unacceptable character",
     "- a": "names no tensor",
     "wait: [a, b]": "no tensor 'wait'",
     "0.weight: [a]": "give a list of 2",

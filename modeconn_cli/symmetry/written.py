@@ -64,6 +64,10 @@ def read_groups(text: str, state: Mapping[str, Tensor], where: str) -> Symmetry:
     """
     try:
         content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{where} is not YAML: {error.problem}{place}.") from None
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(content, dict) or not content:
