@@ -86,7 +86,7 @@ def run_hydra(
         UserError: an override or a file cannot be composed.
     """
     for override in overrides:
-        _check_form(override, config_dir)
+        _check_form(override, overrides, config_dir)
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir} is not a directory; give one with files such as dataset/mine.yaml.")
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -197,8 +197,8 @@ def work(command: str, cfg: DictConfig, directory: str) -> None:
     beside.replace(target)
 
 
-def _check_form(override: str, config_dir: str | None) -> None:
-    """Raise UserError for what Hydra answers less plainly."""
+def _check_form(override: str, beside: Sequence[str], config_dir: str | None) -> None:
+    """Raise UserError for what Hydra answers less plainly, or takes for something else than was meant."""
     key, equals, value = override.partition("=")
     if not equals and not override.startswith("~"):
         owner = next((g for g, choices in groups(config_dir).items() if override in choices), None)
@@ -207,6 +207,13 @@ def _check_form(override: str, config_dir: str | None) -> None:
         raise UserError(f"{override!r} is not an override: write key=value, as seed=1 or architecture=vgg16{near}")
     if key.lstrip("~+") in schema.NODES and (override.startswith("~") or value == "null"):
         raise UserError(f"{override}: every run needs its {key.lstrip('~+')}; choose one, or leave the default.")
+    group = key.partition(".")[0]
+    chosen = next((o.partition("=")[2] for o in beside if o.startswith(f"{group}=")), None)
+    if key == f"{group}.name" and value != chosen:
+        meant = f"{group}={value}" if value in groups(config_dir).get(group, []) else ""
+        meant = f"{group}.model={value}" if chosen == "torchvision" else meant
+        if meant:
+            raise UserError(f"{override} would only name the directories; did you mean {meant}?")
 
 
 def register_nodes() -> None:

@@ -478,6 +478,8 @@ MISTAKES = [
     (["fit-curve", "lr=0.1"], ".lr"),
     (["fit-curve", "bends=2"], "curve.bends"),
     (["fit-curve", "datset=digits"], "dataset"),
+    (["fit-curve", "architecture.name=vgg16"], "did you mean architecture=vgg16?"),
+    (["symmetries", "architecture=torchvision", "architecture.name=vit_b_16"], "architecture.model=vit_b_16"),
     (["fit-curve", "architecure.width=8"], "architecture.width"),
     (["fit-curve", "dataset=digit"], "dataset=digits"),
     (["fit-curve", "architecture=vgg16bn"], "architecture=vgg16_bn"),
