@@ -90,6 +90,15 @@ def test_a_network_with_batch_norm_is_also_shown_with_its_statistics_reset(tmp_p
         "aligned segment + REPAIR",
         "aligned segment + RESCALE",
     ]
+    names = [row["name"] for row in answer.json["stages"] if row["stage"] == "interpolate"]
+    assert len({*names}) == 5
+    assert names[-1].endswith("-weight-segment-rescale")
+
+
+def test_settings_of_another_method_are_said_to_change_nothing() -> None:
+    remark = "rebasin.temperature changes nothing with rebasin=weight"
+    assert remark in ok("rebasin", *DIGITS, "rebasin.temperature=2", "rebasin.sweeps=5", "--dry-run").err
+    assert remark not in ok("rebasin", *DIGITS, "rebasin.sweeps=5", "--dry-run").err
 
 
 BRANCHING = """

@@ -226,7 +226,10 @@ class Segment(MeasuredPath):
 
     @property
     def label(self) -> str:
-        return f"{self.context.label}-{pair_label(self.start, self.end)}-segment"
+        options = self.context.config.interpolation
+        done = str(options.renormalise) if options.renormalise is not Renormalise.none else ""
+        done = done or ("averaged" if options.batch_norm is BatchNorm.mean else "")
+        return "-".join(filter(None, [self.context.label, pair_label(self.start, self.end), "segment", done]))
 
     @property
     def path(self) -> paths.Path:

@@ -110,6 +110,9 @@ class Permuting(Stage):
 
     def check(self) -> None:
         """Raise UserError now, before anything is written, for a network that cannot be traced or has no symmetry."""
+        options = self.context.config.rebasin
+        for idle in sorted({*fields_off_default(options)} - {*USED[options.method], "method", "groups"}):
+            self.context.reporter.say(f"rebasin.{idle} changes nothing with rebasin={options.method}")
         if self.locate(False).status == "cached":
             return
         _, symmetry, _ = self.traced
