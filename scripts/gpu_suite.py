@@ -163,25 +163,24 @@ def main() -> None:
         rebasin += ["endpoints.epochs=1", "interpolation=quick"]
         experiment += ["endpoints.epochs=1", "curve.epochs=1", "interpolation=quick"]
     else:
-        rebasin += [
-            "--multirun",
-            "architecture.width=1,2,4",
-            "seed=0,1,2",
-            "dataset=fashion_mnist",
-            "architecture=resnet20",
-        ]
-        rebasin += ["dataset.flip=true", "dataset.crop_padding=4", "endpoints.epochs=30", "endpoints.lr=0.4"]
-        rebasin += ["endpoints.schedule=cosine", "endpoints.warmup_epochs=1", "endpoints.weight_decay=1e-4"]
+        rebasin += ["--multirun", "architecture.width=1,2,4", "seed=0,1,2", "dataset=fashion_mnist"]
+        rebasin += ["architecture=resnet20", "dataset.pad_to=32", "dataset.flip=true", "dataset.crop_padding=4"]
+        rebasin += ["endpoints.epochs=15", "endpoints.batch_size=256", "endpoints.schedule=cosine"]
+        rebasin += ["endpoints.warmup_epochs=1", "endpoints.weight_decay=1e-4", "interpolation.search_max=0"]
+        rebasin += ["interpolation.points=5", "interpolation.train_examples=10000"]
         experiment += ["--multirun", "seed=0,1,2", "dataset=fashion_mnist", "architecture=resnet20"]
         experiment += ["endpoints.epochs=30", "endpoints.lr=0.1", "curve.epochs=60", "curve.lr=0.05"]
+    batch_norm = ["endpoints.lr=0.4"]
+    layer_norm = ["endpoints.lr=0.1", *([] if args.smoke else ["architecture.norm=layer"])]
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "gradient": lambda: gradient(device),
         "resume": lambda: resume(device),
         "agrees_with_cpu": lambda: agrees_with_cpu(device),
         "matching": lambda: matching(device),
         "bench": lambda: command("bench", *bench),
+        "rebasin": lambda: command("rebasin", *rebasin, *batch_norm),
+        "rebasin_layer_norm": lambda: command("rebasin_layer_norm", *rebasin, *layer_norm),
         "experiment": lambda: command("experiment", *experiment),
-        "rebasin": lambda: command("rebasin", *rebasin),
     }
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     failed = 0
