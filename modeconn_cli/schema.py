@@ -79,7 +79,8 @@ class Dataset:
         None, "Per-channel mean on the 0..1 scale; null measures it on the training split."
     )
     std: list[float] | None = option(None, "Per-channel standard deviation; null measures it.", gt=0)
-    pad_to: int | None = option(None, "Zero-pad images to this height and width; null leaves them.", ge=1)
+    shrink: int = option(1, "Make images smaller: the mean of every square of so many pixels on a side; 1: off.", ge=1)
+    pad_to: int | None = option(None, "Zero-pad images (shrunk ones) to this height and width; null leaves them.", ge=1)
     crop_padding: int = option(0, "Augmentation: random crop after zero padding by this many pixels; 0 is off.", ge=0)
     flip: bool = option(False, "Augmentation: horizontal flip with probability one half.")
     data_dir: str | None = option(None, "Where the files are; null looks in $MODECONN_DATA, ./data and system folders.")

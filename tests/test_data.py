@@ -803,6 +803,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "train": ({"validation_size": 2, "train_size": 5}, "dataset.train_size=5 is too big: at most 4"),
     "crop": ({"crop_padding": 2}, "dataset.crop_padding is for images (C, H, W), the examples are (3,)"),
     "flip": ({"flip": True}, "dataset.flip is for images"),
+    "shrink": ({"shrink": 2}, "dataset.shrink=2 is for images"),
     "pad": ({"pad_to": 9}, "dataset.pad_to=9 is for images"),
     "mean": ({"mean": [0.1, 0.2]}, "dataset.mean has 2 values, the data 3 channels (features); give 3, or 1"),
     "std": ({"std": [1.0] * 4}, "dataset.std has 4 values"),
@@ -823,9 +824,29 @@ def test_sizes_that_do_not_fit_digits() -> None:
     )
     message = error_of(lambda: load(dataset(Source.digits, test_size=9, pad_to=7)))
     assert "dataset.pad_to=7 is smaller than the 8x8 images; set at least 8" in message
+    message = error_of(lambda: load(dataset(Source.digits, test_size=9, shrink=3)))
+    assert "dataset.shrink=3 does not divide the 8x8 images; set a divisor of both, or 1" in message
 
 
 # -------------------------------------------------------------------------------- padding and normalisation
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_shrunk_images_are_means_of_squares_and_padded_afterwards(tmp_path: Path, dtype: type) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (6, 2, 4, 6)).astype(dtype)
+    arrays = small() | {"x_train": x, "x_test": x[:4]}
+    options = replace(write_npz(tmp_path / "a.npz", **arrays), channels=Channels.first, shrink=2)
+    expected = x.astype(np.float64).reshape(6, 2, 2, 2, 3, 2).mean((3, 5))
+    if dtype is np.uint8:
+        expected = expected.round()  # halves to even
+    data = load(options)
+    assert data.shape == (2, 2, 3)
+    np.testing.assert_array_equal(data.train.x.numpy(), expected.astype(dtype))
+    np.testing.assert_array_equal(data.test.x.numpy(), expected[:4].astype(dtype))
+    held = load(replace(options, validation_size=2, use_test=False, pad_to=4))
+    assert held.test is held.validation
+    assert held.shape == (2, 4, 4)
+    np.testing.assert_array_equal(held.test.x.numpy()[:, :, 1:3, :3], expected[4:].astype(dtype))
 
 
 def test_padding_is_centred_zeros(tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ OTHER: dict[str, dict[str, Any]] = {
 }
 # Fields that identify nothing, that other tests change, or that this problem cannot take.
 ASIDE = {
-    "dataset.name", "dataset.source", "dataset.data_dir", "dataset.download", "dataset.test_size", "dataset.pad_to",
-    "dataset.crop_padding", "dataset.flip", "architecture.name", "architecture.family", "endpoints.seeds",
-    "endpoints.checkpoints", "curve.init_from", "interpolation.path",
+    "dataset.name", "dataset.source", "dataset.data_dir", "dataset.download", "dataset.test_size", "dataset.shrink",
+    "dataset.pad_to", "dataset.crop_padding", "dataset.flip", "architecture.name", "architecture.family",
+    "endpoints.seeds", "endpoints.checkpoints", "curve.init_from", "interpolation.path",
 }  # fmt: skip
 CHANGES = {"dataset": ALL, "architecture": ALL, "endpoints": ALL, "curve": {"fit-curve", "evaluate", "plot"},
            "interpolation": {"interpolate", "evaluate", "plot"}}  # fmt: skip

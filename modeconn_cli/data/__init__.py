@@ -9,7 +9,7 @@ Images stay bytes on the device until a batch is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -101,12 +101,18 @@ def load(dataset: Dataset) -> Data:
     raw, digest = read(dataset)
     train, validation, test = _split(raw, dataset)
     shape = tuple(train.x.shape[1:])
+    changes: list[Callable[[Split], Split]] = []
+    if dataset.shrink > 1:
+        shape = _shrunk_shape(shape, dataset.shrink)
+        changes.append(lambda split: _shrink(split, dataset.shrink))
     if dataset.pad_to is not None:
         shape = _padded_shape(shape, dataset.pad_to)
-        train = _pad(train, shape)
-        reported, test = test, _pad(test, shape)
+        changes.append(lambda split: _pad(split, shape))
+    for change in changes:
+        train = change(train)
+        reported, test = test, change(test)
         if validation is not None:
-            validation = test if validation is reported else _pad(validation, shape)
+            validation = test if validation is reported else change(validation)
     if (dataset.crop_padding or dataset.flip) and len(shape) != 3:
         option = "crop_padding" if dataset.crop_padding else "flip"
         raise UserError(f"dataset.{option} is for images (C, H, W), the examples are {shape}; unset it")
@@ -176,7 +182,24 @@ def _fits(option: str, size: int, most: int, why: str) -> None:
         raise UserError(f"dataset.{option}={size} is too big: at most {most}, {why}; lower it")
 
 
-# ----------------------------------------------------------------------------------------------- padding
+# ----------------------------------------------------------------------------------- shrinking and padding
+
+
+def _shrunk_shape(shape: tuple[int, ...], factor: int) -> tuple[int, ...]:
+    if len(shape) != 3:
+        raise UserError(
+            f"dataset.shrink={factor} is for images (C, H, W) and the examples have shape {shape}; unset it"
+        )
+    if any(side % factor for side in shape[1:]):
+        raise UserError(
+            f"dataset.shrink={factor} does not divide the {shape[1]}x{shape[2]} images; set a divisor of both, or 1"
+        )
+    return shape[0], shape[1] // factor, shape[2] // factor
+
+
+def _shrink(split: Split, factor: int) -> Split:
+    x = F.avg_pool2d(split.x.float() if split.x.dtype == torch.uint8 else split.x, factor)
+    return replace(split, x=x.round().to(split.x.dtype) if split.x.dtype == torch.uint8 else x)
 
 
 def _padded_shape(shape: tuple[int, ...], side: int) -> tuple[int, ...]:
