@@ -113,9 +113,8 @@ def load(dataset: Dataset) -> Data:
         reported, test = test, change(test)
         if validation is not None:
             validation = test if validation is reported else change(validation)
-    if (dataset.crop_padding or dataset.flip) and len(shape) != 3:
-        option = "crop_padding" if dataset.crop_padding else "flip"
-        raise UserError(f"dataset.{option} is for images (C, H, W), the examples are {shape}; unset it")
+    if dataset.crop_padding or dataset.flip:
+        _refuse_other_than_images("crop_padding" if dataset.crop_padding else "flip", shape)
     mean, std = _normalisation(train.x, dataset)
     augment = Augment(dataset.crop_padding, dataset.flip)
     return Data(train, validation, test, raw.classes, shape, mean, std, augment, digest)
@@ -185,11 +184,13 @@ def _fits(option: str, size: int, most: int, why: str) -> None:
 # ----------------------------------------------------------------------------------- shrinking and padding
 
 
-def _shrunk_shape(shape: tuple[int, ...], factor: int) -> tuple[int, ...]:
+def _refuse_other_than_images(option: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 3:
-        raise UserError(
-            f"dataset.shrink={factor} is for images (C, H, W) and the examples have shape {shape}; unset it"
-        )
+        raise UserError(f"dataset.{option} is for images (C, H, W), the examples are {shape}; unset it")
+
+
+def _shrunk_shape(shape: tuple[int, ...], factor: int) -> tuple[int, ...]:
+    _refuse_other_than_images(f"shrink={factor}", shape)
     if any(side % factor for side in shape[1:]):
         raise UserError(
             f"dataset.shrink={factor} does not divide the {shape[1]}x{shape[2]} images; set a divisor of both, or 1"
@@ -203,8 +204,7 @@ def _shrink(split: Split, factor: int) -> Split:
 
 
 def _padded_shape(shape: tuple[int, ...], side: int) -> tuple[int, ...]:
-    if len(shape) != 3:
-        raise UserError(f"dataset.pad_to={side} is for images (C, H, W) and the examples have shape {shape}; unset it")
+    _refuse_other_than_images(f"pad_to={side}", shape)
     if side < max(shape[1:]):
         raise UserError(
             f"dataset.pad_to={side} is smaller than the {shape[1]}x{shape[2]} images; "

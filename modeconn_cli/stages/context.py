@@ -51,12 +51,13 @@ def default_threads() -> int:
 def keep_freed_memory() -> None:
     """Have the C library keep what a training step frees for the next one, where it is glibc.
 
-    It returns large blocks to the system otherwise, which hands them out again page by page, zeroed: a third of a
-    ResNet20's step on a CPU, or more on a virtual machine.
+    It returns large blocks to the system otherwise, which hands them out again page by page, zeroed: half of the time
+    that PreResNet110 takes to pass 1000 examples forward (scripts/bench_curve.py).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
         for what in (TRIM_THRESHOLD, MMAP_THRESHOLD):
-            ctypes.CDLL(None).mallopt(what, 2**30)
+            libc.mallopt(what, 2**30)
 
 
 class Reporter(Protocol):

@@ -226,10 +226,8 @@ class Segment(MeasuredPath):
 
     @property
     def label(self) -> str:
-        options = self.context.config.interpolation
-        done = str(options.renormalise) if options.renormalise is not Renormalise.none else ""
-        done = done or ("averaged" if options.batch_norm is BatchNorm.mean else "")
-        return "-".join(filter(None, [self.context.label, pair_label(self.start, self.end), "segment", done]))
+        words = [self.context.label, pair_label(self.start, self.end), "segment", _done_to_networks(self.context)]
+        return "-".join(filter(None, words))
 
     @property
     def path(self) -> paths.Path:
@@ -274,10 +272,16 @@ class MeasuredCurve(MeasuredPath):
 
 def named_by_options(title: str, context: Context) -> str:
     """A path's title with what was done to the networks along it, where that is not the usual."""
+    said = {"": "", "averaged": " with averaged statistics", "repair": " + REPAIR", "rescale": " + RESCALE"}
+    return title + said[_done_to_networks(context)]
+
+
+def _done_to_networks(context: Context) -> str:
+    """How networks along a path are renormalised or their statistics found, in a word, where that is not the usual."""
     options = context.config.interpolation
-    averaged = " with averaged statistics" if options.batch_norm is BatchNorm.mean else ""
-    renormalised = {Renormalise.repair: " + REPAIR", Renormalise.rescale: " + RESCALE"}.get(options.renormalise, "")
-    return title + (renormalised or averaged)
+    if options.renormalise is not Renormalise.none:
+        return str(options.renormalise)
+    return "averaged" if options.batch_norm is BatchNorm.mean else ""
 
 
 def _statistics(values: Array, on_grid: np.ndarray, length: Array) -> dict[str, float]:
