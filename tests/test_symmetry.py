@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from modeconn_cli.symmetry.axes import (
     unify,
 )
 from modeconn_cli.symmetry.graph import CannotTrace, regroup, trace
-from modeconn_cli.symmetry.groups import Symmetry
+from modeconn_cli.symmetry.groups import Symmetry, symmetry_of
 from modeconn_cli.symmetry.matching import (
     WeightProblem,
     ascend,
@@ -570,6 +571,56 @@ def test_what_is_open_counts_as_the_mean_over_its_permutations() -> None:
         assert np.ptp(costs, axis=0).max() > 0.1
 
 
+def _open_cases() -> Iterator[Any]:
+    """Axes of one tensor, the group that is solved and those that are open."""
+    h, c, p, x = Leaf(3), Leaf(3), Leaf(2), Leaf(4)
+    pixels = product([c, Leaf(2, pinned=True)])
+    for name, group, open_ in [("h", h, [c]), ("c", c, [h])]:
+        yield pytest.param([h, pixels], group, open_, id=f"flattened, {name}")
+    for name, group, open_ in [("h", h, [c, p]), ("h, c settled", h, [p]), ("c", c, [p]), ("c, p settled", c, [h])]:
+        yield pytest.param([h, product([c, p])], group, open_, id=f"product, {name}")
+    for name, axes in [
+        ("before", [h, concatenation([x, h])]),
+        ("after", [h, concatenation([h, x])]),
+        ("and pinned", [h, concatenation([h, x, Leaf(2, pinned=True)])]),
+    ]:
+        yield pytest.param(axes, x, [h], id=f"beside itself, {name}")
+    yield pytest.param([concatenation([h, x]), concatenation([h, p])], x, [h], id="on both sides, in front")
+    yield pytest.param([concatenation([x, h]), concatenation([h, p])], x, [h], id="on both sides, behind")
+    yield pytest.param([x, concatenation([h, h])], x, [h], id="twice along a side")
+    heads, inner = Leaf(2), [Leaf(3), Leaf(3)]
+    attention = [product([heads, Family(heads, [*inner])]), c]
+    for name, group, open_ in [
+        ("stream", c, [heads, *inner]),
+        ("stream, heads settled", c, inner),
+        ("stream, heads alone", c, [heads]),
+        ("inside", inner[0], [c]),
+        ("heads", heads, [c]),
+    ]:
+        yield pytest.param(attention, group, open_, id=f"attention, {name}")
+    channels, read = [Leaf(2), Leaf(2)], [Leaf(3), Leaf(3)]
+    grouped = [product([heads, Family(heads, [*channels])]), Family(heads, [*read])]
+    yield pytest.param(grouped, read[0], [channels[0]], id="grouped convolution")
+
+
+@pytest.mark.parametrize(("axes", "group", "open_"), [*_open_cases()])
+def test_the_mean_over_permutations_is_exact(axes: list[Axis], group: Leaf, open_: list[Leaf]) -> None:
+    symmetry = symmetry_of({"w": axes})
+    number = {g.leaf: i for i, g in enumerate(symmetry.groups)}
+    torch.manual_seed(0)
+    a, b = ({"w": torch.randn([size(axis) for axis in axes]) + 0.3} for _ in range(2))
+    problem = WeightProblem(symmetry, a, b, ["w"])
+    for r in range(len(problem.runs[number[group]])):
+        terms = []
+        for drawn in itertools.product(*(itertools.permutations(range(leaf.size)) for leaf in open_)):
+            begin = symmetry.identity()
+            for leaf, permutation in zip(open_, drawn, strict=True):
+                begin[number[leaf]] = torch.tensor(permutation)
+            terms.append(WeightProblem(symmetry, a, b, ["w"], begin).term(number[group], (r,)).numpy())
+        found = problem._average(number[group], r, {number[leaf] for leaf in open_}).numpy()
+        assert np.abs(found - np.mean(terms, axis=0)).max() < 1e-5
+
+
 class Attention(nn.Module):
     """Attention whose weights are packed into one tensor."""
 
@@ -621,6 +672,26 @@ def test_a_solved_group_never_loses(name: str) -> None:
             problem.solve(g)
             before, now = now, problem.objective()
             assert now >= before - 1e-5 * abs(before)
+
+
+def test_what_is_inside_follows_all_that_placed_its_group() -> None:
+    make, shape = NESTED["vit"]
+    torch.manual_seed(0)
+    symmetry = trace(make(), torch.randn(2, *shape))
+    a, b = (dict(stirred(make()).state_dict()) for _ in range(2))
+    problem = WeightProblem(symmetry, a, b, list(a), begin=shuffled(symmetry, 0))
+    several = 0
+    for outer in symmetry.inside:
+        if not problem.solve(outer, list(problem.nested[outer])):
+            continue
+        runs: dict[int, list[int]] = {}
+        for g, k in (x for parts in problem.nested[outer].values() for part in parts for x in part):
+            runs.setdefault(g, []).append(k)
+        for g, chosen in runs.items():
+            several += len(chosen) > 1
+            cost, worth = problem.cost(g, chosen)
+            assert worth == pytest.approx(cost[np.arange(len(cost)), assign(cost)].sum(), abs=1e-5)
+    assert several
 
 
 def test_packed_heads_are_matched_with_what_is_inside_them() -> None:

@@ -561,14 +561,23 @@ def _inside(value: Tensor, within: Within, change: Callable[[Tensor], Tensor]) -
 
 def mixed(value: Tensor, place: Place, matrix: Tensor) -> Tensor:
     """A tensor with every index of a leaf replaced by a mixture of its indices, by the rows of ``matrix``."""
+    return _replaced(value, place, lambda indices: matrix @ indices)
 
-    def mix(part: Tensor) -> Tensor:
+
+def averaged(value: Tensor, place: Place) -> Tensor:
+    """A tensor with every index of a leaf replaced by the mean of its indices."""
+    return _replaced(value, place, lambda indices: indices.mean(0).expand_as(indices))
+
+
+def _replaced(value: Tensor, place: Place, new: Callable[[Tensor], Tensor]) -> Tensor:
+    """A tensor with other indices of a leaf, made of those that it has (size, everything else)."""
+
+    def replace(part: Tensor) -> Tensor:
         at = place.at.to(value.device)
         x = part.movedim(place.dim, 0)
-        picked = x[at.reshape(-1)].reshape(len(at), -1)
-        new = (matrix @ picked).reshape(at.numel(), *x.shape[1:])
+        found = new(x[at.reshape(-1)].reshape(len(at), -1)).reshape(at.numel(), *x.shape[1:])
         if at.numel() == len(x) and torch.equal(at.reshape(-1), torch.arange(len(x), device=at.device)):
-            return new.movedim(0, place.dim)
-        return x.index_copy(0, at.reshape(-1), new).movedim(0, place.dim)
+            return found.movedim(0, place.dim)
+        return x.index_copy(0, at.reshape(-1), found).movedim(0, place.dim)
 
-    return _inside(value, place.within, mix)
+    return _inside(value, place.within, replace)

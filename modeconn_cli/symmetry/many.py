@@ -141,7 +141,8 @@ def _frank_wolfe(
     device = own[0][parameters[0]].device
     soft = [[m.to(device) for m in each] for each in soft]
     # Of a tensor that k groups mix, a network's part has degree k along a line, and a pair's twice that.
-    degree = 2 * max((_factors(symmetry.places[n], own[0][n].shape) for n in parameters), default=0) or 1
+    mixing = {n: [p for p in symmetry.places[n] if p.leaf in leaves] for n in parameters}
+    degree = 2 * max((_factors(along, own[0][n].shape) for n, along in mixing.items()), default=0) or 1
     nodes = (1 - np.cos(np.pi * np.arange(degree + 1) / degree)) / 2
     objective: list[float] = []
     for step in range(rounds):

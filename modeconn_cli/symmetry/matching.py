@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.symmetry.axes import Leaf, Place, leaves, permuted, sources
+from modeconn_cli.symmetry.axes import Leaf, Place, averaged, leaves, permuted, sources
 from modeconn_cli.symmetry.groups import Symmetry
 
 SHAKEN = 0.6  # share of the groups that a further start shuffles
@@ -272,18 +272,24 @@ class WeightProblem:
     def _average(self, group: int, r: int, open_: Collection[int]) -> Tensor:
         """A run's part of the cost matrix (size, size), on average over every permutation of open groups.
 
-        Zeros where these do not move along dimensions of their own.
+        Exact, but where one open group moves the same elements along two dimensions, which counts as two would.
         """
         run = self.runs[group][r]
         a, b = self.a[run.tensor], self.b[run.tensor]
-        beside = {self.groups[g].leaf for g in self.beside[group][r] if g in open_}
-        along = [p for p in self.places[run.tensor] if p.leaf in beside]
-        for dim in sorted({p.dim for p in along}):
-            here = [p.at for p in along if p.dim == dim]
+        meets = self.meets[run.tensor]
+        found = [x for g in open_ if g in self.beside[group][r] for x in self.runs[g] if x.tensor == run.tensor]
+        along = sorted((x for x in found if meets[run.number, x.number]), key=lambda x: x.number)
+        pairs = itertools.combinations([run, *along], 2)
+        shared = any(x.dim == y.dim and meets[x.number, y.number] for x, y in pairs)
+        if shared or run.place.within or any(x.place.within for x in along):
+            for x in along:
+                b = averaged(b, x.place)
+            return _rows(a, run) @ _rows(b, run).T
+        # Units that may stand anywhere can be summed over first, and there is less to multiply.
+        for dim in sorted({x.dim for x in along}):
+            here = [x.place.at for x in along if x.dim == dim]
             rest = torch.ones(a.shape[dim], dtype=torch.bool)
             rest[torch.cat([at.reshape(-1) for at in here])] = False
-            if self.across[group][r] is None or int(rest.sum()) + sum(at.numel() for at in here) > len(rest):
-                return a.new_zeros(run.place.at.shape[:1] * 2)
             others = rest.nonzero()[:, 0].to(a.device)
             a = torch.cat([a.index_select(dim, others), *(_parts(a, dim, at).sum(dim) for at in here)], dim)
             b = torch.cat([b.index_select(dim, others), *(_parts(b, dim, at).mean(dim) for at in here)], dim)
@@ -369,9 +375,11 @@ class WeightProblem:
 
     def _solve_inside(self, group: int, runs: Sequence[int], whole: bool) -> None:
         """Give what is inside a group that has moved its best permutation, by all that it touches or by these runs."""
-        found = [x for r in runs for part in self.nested[group].get(r, []) for x in part]
-        for g, chosen in [(g, None) for g in sorted({g for g, _ in found})] if whole else [(g, [k]) for g, k in found]:
-            self.solve(g, chosen)
+        found: dict[int, list[int]] = {}
+        for g, k in (x for r in runs for part in self.nested[group].get(r, []) for x in part):
+            found.setdefault(g, []).append(k)
+        for g in sorted(found):
+            self.solve(g, None if whole else found[g])
 
     def _gain(self, group: int, relative: Tensor) -> float:
         """By how much the objective would rise."""
