@@ -77,6 +77,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no stage lines; results only.")]
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where runs are kept.")]
 
+CHOOSES_REBASIN = ("rebasin=", "rebasin.method=", "experiment=")
+
 PIPELINES = {
     "train-endpoints": "Train the endpoints: one network for each of endpoints.seeds.",
     "interpolate": "Measure loss and error along the straight line between two endpoints.",
@@ -117,6 +119,8 @@ def pipeline(name: str) -> Callable[..., None]:
         from modeconn_cli.launch import compose, launcher_of, scatter
 
         given = list(overrides or [])
+        if name == "rebasin" and not any(o.startswith(CHOOSES_REBASIN) for o in given):
+            given = ["rebasin=weight", *given]
         given += [f"runtime.force={str(force).lower()}"] if force else []
         given += [f"runtime.dry_run={str(dry_run).lower()}"] if dry_run else []
         flags = ["--multirun"] if multirun else []
@@ -418,20 +422,39 @@ def symmetries(
     output: Annotated[
         Path | None, typer.Option(help="Also write the groups there, as rebasin.groups reads them.", dir_okay=False)
     ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option("--input", metavar="SHAPE", help="Shape of one input, as 3,224,224, and no data set is read."),
+    ] = None,
+    classes: Annotated[int, typer.Option(min=2, help="With --input: classes that are told apart.")] = 10,
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Show an architecture's permutation groups: what may be permuted without changing its function.
 
-    modeconn symmetries architecture=resnet20, or architecture=vit.
+    modeconn symmetries architecture=resnet20
+
+    modeconn symmetries architecture=torchvision architecture.model=vit_b_16 --input 3,224,224
     """
     from modeconn_cli.launch import compose
     from modeconn_cli.stages.rebasin import groups_of
     from modeconn_cli.terminal import show_symmetries
 
     (job,) = compose(list(overrides or []), config_dir=config_dir)
-    found = groups_of(job.config, output)
+    found = groups_of(job.config, output, None if shape is None else (_shape(shape), classes))
+    if found["not_traced"]:
+        complain(
+            f"{found['not_traced']}. {output} has all its tensors with every dimension in its place: give the "
+            f"dimensions that may move names, and then rebasin.groups={output}."
+        )
     print_json({"command": "symmetries", **found}) if as_json else show_symmetries(found)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = text.replace("x", ",").split(",")
+    if not all(s.strip().isdigit() and int(s) for s in sizes):
+        raise UserError(f"--input {text} is not a shape; give the sizes of one input, as 3,224,224.")
+    return tuple(map(int, sizes))
 
 
 @app.command()

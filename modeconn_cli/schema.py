@@ -361,6 +361,24 @@ class Match(Name):
     c2m3 = "c2m3"
 
 
+_TRAINED = ("steps", "lr", "batch_size", "examples", "seed")
+_SEARCHED = ("restarts", "sweeps", "seed")
+USED_BY: dict[Match, frozenset[str]] = {  # the fields of Rebasin that a method depends on
+    Match.none: frozenset({"method"}),
+    **{
+        method: frozenset({"method", "groups", *fields})
+        for method, fields in {
+            Match.weight: _SEARCHED,
+            Match.activation: ("examples", "similarity"),
+            Match.straight_through: _TRAINED,
+            Match.sinkhorn: (*_TRAINED, "between", "temperature", "unrolled"),
+            Match.merge_many: _SEARCHED,
+            Match.c2m3: _SEARCHED,
+        }.items()
+    },
+}
+
+
 class Between(Name):
     l2 = "l2"
     midpoint = "midpoint"

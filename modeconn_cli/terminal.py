@@ -149,20 +149,12 @@ def show_result(result: dict[str, Any]) -> None:
             )
         out.print(table)
     for merged in result.get("merged", []):
-        out.print()
-        out.print(merge_table(merged))
-        out.print(f"\n{certificate_line(merged)}")
-        cycles = merged["cycle_error"]
-        if len(merged["networks"]) > 2:
-            out.print(
-                f"\nRound three networks, {100 * cycles['this']:.1f}% of all units do not return to their place; "
-                f"{100 * cycles['every pair by weight matching']:.1f}% where every pair is matched by itself."
-            )
+        show_merged(merged)
     for aligned in result.get("aligned", []):
-        before, after = aligned["objective"][0], aligned["objective"][-1]
         out.print(
             f"\n{aligned['name']} permuted ({aligned['method']}): {aligned['moved']} of {aligned['units']} units moved,"
-            f" {aligned['objective_is']} {before:.4f} at first, {after:.4f} in the end. {certificate_line(aligned)}"
+            f" {aligned['objective_is']} {aligned['objective_before']:.4f} before, {aligned['objective_after']:.4f} "
+            f"after. {certificate_line(aligned)}"
         )
     if result["barriers"]:
         out.print()
@@ -181,6 +173,19 @@ def show_result(result: dict[str, Any]) -> None:
             out.print(f"{row['directory']}/checkpoint.safetensors", soft_wrap=True)
     if result["plot"]:
         out.print(f"picture: {result['plot']}", soft_wrap=True)
+
+
+def show_merged(merged: dict[str, Any]) -> None:
+    """The mean of several networks in every way, the certificate, and what goes wrong round three of them."""
+    out.print()
+    out.print(merge_table(merged))
+    out.print(f"\n{certificate_line(merged)}")
+    cycles = merged["cycle_error"]
+    if len(merged["networks"]) > 2:
+        out.print(
+            f"\nRound three networks, {100 * cycles['this']:.1f}% of all units do not return to their place; "
+            f"{100 * cycles['every pair by weight matching']:.1f}% where every pair is matched by itself."
+        )
 
 
 def certificate_line(found: dict[str, Any]) -> str:
@@ -255,11 +260,16 @@ def show_sweep(jobs: Sequence[dict[str, Any]], gathered: Sequence[dict[str, Any]
         for row in _path_rows(job):
             table.add_row(what, *row)
             what = ""
-        if "barriers" in job and not job["barriers"]:
+        if "barriers" in job and not job["barriers"] and not job["merged"]:
             for e in job["endpoints"]:
                 table.add_row(what, e["name"], "", "", f"test error {e['test_error']:.2f}%")
                 what = ""
-    out.print(table)
+    if table.row_count:
+        out.print(table)
+    for job in jobs:
+        for merged in job.get("merged", []):
+            out.print(f"\n[bold]{' '.join(o for o in job['overrides'] if o not in common)}[/]", highlight=False)
+            show_merged(merged)
     _show_means(gathered)
     for picture in [picture for job in jobs for picture in job.get("plots", [])]:
         out.print(f"picture: {picture}", soft_wrap=True)
@@ -294,6 +304,8 @@ def _show_means(gathered: Sequence[dict[str, Any]]) -> None:
     if several:
         out.print()
         show_gathered(several, "t", 0.95)
+        if len(several) < len(gathered):
+            out.print(f"[dim]not shown: {len(gathered) - len(several)} of one run each (modeconn gather has them)[/]")
 
 
 def show_gathered(rows: Sequence[dict[str, Any]], interval: str, confidence: float) -> None:
@@ -326,11 +338,19 @@ def show_symmetries(found: dict[str, Any]) -> None:
         )
     out.print(table)
     out.print(
-        f"\n{len(found['groups'])} groups, 10^{found['log10_symmetries']:.0f} networks of {found['parameters']:,} "
-        f"parameters compute the same function. In place: {', '.join(found['in_place']) or 'nothing'}."
+        f"\n{_count(len(found['groups']), 'group')}, 10^{found['log10_symmetries']:.0f} networks of "
+        f"{found['parameters']:,} parameters compute the same function. In place: "
+        f"{', '.join(found['in_place']) or 'nothing'}."
     )
-    for name, times in found["unknown_operations"].items():
-        out.print(f"[yellow]{name} is not known and holds what it touches in place ({times} times)[/]")
+    for name, times in found["pinned_by"].items():
+        out.print(
+            f"[yellow]{name} needs an order or is not known, and holds what it touches in place "
+            f"({_count(times, 'time')})[/]"
+        )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")
 
 
 def show_tables(tables: Sequence[Any]) -> None:

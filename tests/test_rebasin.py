@@ -134,8 +134,10 @@ def test_a_network_that_cannot_be_traced_is_refused_before_anything_is_written(
 
 
 def test_groups_may_be_written_by_hand(tmp_path: Path, branching: list[str]) -> None:
-    message = refused("symmetries", *branching, "--output", "groups.yaml")
-    assert "cannot be traced" in message
+    begun = ok("symmetries", *branching, "--output", "groups.yaml")
+    assert "cannot be traced" in begun.err
+    assert "groups.yaml has all its tensors" in begun.err
+    assert "0 groups" in begun.out
     file = tmp_path / "groups.yaml"
     assert file.read_text().splitlines() == [
         *("first.weight: [16, 2]", "first.bias: [16]", "last.weight: [2, 16]", "last.bias: [2]")
@@ -153,7 +155,8 @@ def test_groups_may_be_written_by_hand(tmp_path: Path, branching: list[str]) -> 
     again = ok("rebasin", *branching, f"rebasin.groups={moved.name}", "--json")
     assert dict(statuses(again))["rebasin"] == "cached"  # the same groups in another file
     assert "takes the graph" in refused("rebasin", *branching, "rebasin=activation", f"rebasin.groups={moved.name}")
-    assert "no file" in refused("rebasin", *branching, "rebasin.groups=groups.yaml")
+    assert "groups.yaml is not there" in refused("rebasin", *branching, "rebasin.groups=groups.yaml")
+    assert ". is a directory" in refused("rebasin", *branching, "rebasin.groups=.")
 
 
 def test_groups_that_the_network_does_not_have_are_refused_before_anything_is_written(
@@ -164,6 +167,7 @@ def test_groups_that_the_network_does_not_have_are_refused_before_anything_is_wr
     message = refused("rebasin", *branching, "rebasin.groups=wrong.yaml")
     assert "the groups in wrong.yaml are not the network's" in message
     assert "first.weight, last.weight" in message
+    assert "the groups in wrong.yaml are not" in refused("symmetries", *branching, "rebasin.groups=wrong.yaml")
     assert tree(tmp_path) == before
     assert "no directory" in refused("symmetries", *branching, "--output", "nowhere/groups.yaml")
 
@@ -175,6 +179,29 @@ def test_a_network_that_is_not_a_number_is_not_certified() -> None:
     broken = {**state, "head.bias": torch.full((3,), torch.nan)}
     with pytest.raises(RunFailed, match="not the same function"):
         certify_all(module, symmetry, [state, state], [state, broken], torch.randn(5, 8))
+
+
+def test_a_dead_network_is_not_certified_and_not_called_wrong() -> None:
+    module = models.build("mlp", (8,), 3, width=6, depth=2).eval()
+    symmetry = trace(module, torch.randn(2, 8))
+    dead = {k: torch.zeros_like(v) for k, v in module.state_dict().items()}
+    with pytest.raises(RunFailed, match="do not depend on its hidden units"):
+        certify_all(module, symmetry, [dead], [dead], torch.randn(5, 8))
+
+
+def test_rebasin_by_no_method_is_refused() -> None:
+    for word in ("rebasin=none", "rebasin.method=none"):
+        assert "modeconn interpolate" in refused("rebasin", *SPIRALS, word)
+    assert "method: weight" in ok("rebasin", *SPIRALS, "--cfg", "job").out
+
+
+def test_a_sweep_over_methods_groups_by_what_each_depends_on() -> None:
+    words = [*SPIRALS, "rebasin.steps=2", "endpoints.epochs=2"]
+    ok("rebasin", *words, "seed=0", "rebasin=sinkhorn")
+    answer = ok("rebasin", *words, "-m", "seed=0,1", "rebasin=weight", "--json")
+    rows = {row["path"]: row for row in answer.json["gathered"]}
+    assert rows["segment"]["n"] == rows["aligned segment"]["n"] == 2
+    assert "rebasin.steps" not in rows["segment"]
 
 
 def test_a_permuted_copy_is_brought_back_to_where_it_came_from(tmp_path: Path) -> None:
@@ -199,6 +226,14 @@ def test_symmetries_shows_the_groups() -> None:
     assert found["in_place"] == ["head.bias"]
     assert found["log10_symmetries"] == pytest.approx(2 * 4.605520523)  # 8! twice
     assert "2 groups" in ok("symmetries", "architecture.width=8", "architecture.depth=2").out
+    words = ["architecture=resnet20", "architecture.width=0.25", "dataset=cifar10"]  # which is not here
+    groups = [g["size"] for g in ok("symmetries", *words, "--input", "3,16,16", "--json").json["groups"]]
+    assert groups == [g["size"] for g in ok("symmetries", *words, "--input", "3x16x16", "--json").json["groups"]]
+    assert len(groups) == 12
+    few = ok("symmetries", "--input", "2", "--classes", "3", "--json").json["parameters"]
+    assert few < ok("symmetries", "--input", "2", "--json").json["parameters"]
+    for wrong in ("3,", "a,b", "3,0"):
+        assert "is not a shape" in refused("symmetries", "--input", wrong)
 
 
 def test_a_certificate_sees_a_permutation_that_is_not_one() -> None:

@@ -213,7 +213,7 @@ def test_our_architectures_move_freely(name: str) -> None:
     torch.manual_seed(0)
     family, options = OURS[name]
     symmetry = check(models.build(family, (3, 32, 32), 10, **options), torch.randn(2, 3, 32, 32), unmoved=1)
-    assert symmetry.unknown == {}
+    assert symmetry.held_by == {}
 
 
 @pytest.mark.parametrize(
@@ -430,8 +430,23 @@ def test_an_operation_that_is_not_known_pins_and_is_named() -> None:
             return self.c(F.relu(self.b(self.a(x).sort(dim=1).values)))
 
     symmetry = check(Sorted(), torch.randn(2, 4), unmoved=3)
-    assert symmetry.unknown == {"sort": 1}
+    assert symmetry.held_by == {"sort": 1}
     assert [g.size for g in symmetry.groups] == [7]
+
+
+def test_an_operation_that_needs_an_order_is_named_and_one_that_takes_no_freedom_is_not() -> None:
+    class Summing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 7), nn.Linear(7, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.zeros(6)
+            mask[2:4] = 1.0  # copies into a constant
+            return self.c(F.relu(self.b(self.a(x) * mask)).cumsum(1).sort(1).values)
+
+    symmetry = trace(Summing(), torch.randn(2, 4))
+    assert symmetry.held_by == {"cumsum": 1}
 
 
 def test_a_module_that_cannot_be_traced_says_why() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.runs import Found, endpoints_behind
+from modeconn_cli.schema import USED_BY, Match
 
 SHAPED_BY = {  # the groups of a run's configuration that its stage depends on
     "train-endpoints": ("dataset", "architecture", "endpoints"),
@@ -69,7 +71,9 @@ def run_settings(run: Found) -> dict[str, Any]:
     path = run.folder / "config.yaml"
     content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
     groups = SHAPED_BY.get(run.stage, ())
-    return {k: v for k, v in flatten(content).items() if k.split(".")[0] in groups and k not in NOT_SETTINGS}
+    flat = {k: v for k, v in flatten(content).items() if k.split(".")[0] in groups and k not in NOT_SETTINGS}
+    used = USED_BY[Match(flat.get("rebasin.method", "none"))]
+    return {k: v for k, v in flat.items() if not k.startswith("rebasin.") or k.partition(".")[2] in used}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -127,7 +131,7 @@ def choose(root: Path, patterns: Sequence[str]) -> list[Found]:
     newest: dict[Path, Found] = {}
     for pattern in patterns or [str(root)]:
         base = Path(pattern)
-        places = [base] if base.exists() else sorted(Path().glob(pattern)) if not base.is_absolute() else []
+        places = [base] if base.exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
         runs = [r for place in places for r in _inside(place)]
         if not runs:
             raise UserError(

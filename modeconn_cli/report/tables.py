@@ -15,6 +15,12 @@ from modeconn_cli.report.plots import PathResult
 from modeconn_cli.runs import Found
 
 BARRIER_METRICS = ("train_loss", "test_error")
+ALIGNED_BY = {
+    "weight": "weight matching",
+    "activation": "activation matching",
+    "straight_through": "the straight-through estimator",
+    "sinkhorn": "Sinkhorn re-basin",
+}
 
 
 def read_path(folder: Path) -> PathResult:
@@ -100,4 +106,6 @@ def connection(verdicts: list[dict[str, Any]], first: str, second: str) -> tuple
 def heading(paths: list[PathResult]) -> str:
     """What a figure of these paths shows, in a line."""
     task = paths[0].summary["task"]
-    return f"{task['architecture']} on {task['dataset']}, endpoints {task['endpoints']}"
+    methods = sorted({p.summary["aligned_by"] for p in paths if p.summary.get("aligned_by")})
+    aligned = f", aligned by {' and '.join(ALIGNED_BY[m] for m in methods)}" if methods else ""
+    return f"{task['architecture']} on {task['dataset']}, endpoints {task['endpoints']}{aligned}"

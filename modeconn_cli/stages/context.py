@@ -165,8 +165,11 @@ class Context:
         host = self.data_on_host
         return _recent("device", f"{self.checksum} {self.config.dataset} {self.device}", lambda: host.to(self.device))
 
-    def module(self) -> nn.Module:
+    def module(self, task: tuple[tuple[int, ...], int] | None = None) -> nn.Module:
         """The architecture, freshly initialised from the global generator, on the present default device.
+
+        Args:
+            task: shape of one input, and classes; None: those of the data set.
 
         Raises:
             UserError: it does not fit the data set.
@@ -174,7 +177,8 @@ class Context:
         node = self.config.architecture
         options = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.name not in ("name", "family")}
         plain = {k: str(v) if isinstance(v, Enum) else v for k, v in options.items()}
-        return models.build(str(node.family), self.data_on_host.shape, self.data_on_host.classes, **plain)
+        shape, classes = (self.data_on_host.shape, self.data_on_host.classes) if task is None else task
+        return models.build(str(node.family), shape, classes, **plain)
 
     @cached_property
     def blueprint(self) -> nn.Module:

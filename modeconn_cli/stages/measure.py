@@ -178,6 +178,7 @@ class MeasuredPath(Stage):
                 "architecture": self.context.config.architecture.name,
                 "endpoints": " and ".join(e.short_name for e in (self.start, self.end)),
             },
+            "aligned_by": str(self.context.config.rebasin.method) if isinstance(self.end, Aligned) else None,
             "columns": {k: _statistics(columns[k], on_grid, length) for k in ("l2", *METRICS)},
             "barriers": barriers,
             "intervals": {

@@ -83,7 +83,7 @@ class Merged(Permuting):
                 }
                 for i, g in enumerate(symmetry.groups)
             ],
-            "pinned_by": symmetry.unknown,
+            "pinned_by": symmetry.held_by,
             "certificate": certificate,
             "merged": rows,
         }

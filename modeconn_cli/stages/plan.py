@@ -14,7 +14,7 @@ from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation.batchnorm import norm_layers
 from modeconn_cli.report.tables import barrier_rows, read_path, verdict_sentence
 from modeconn_cli.runs import Run
-from modeconn_cli.schema import BatchNorm, Config, Match, Pairing, PathOf, Renormalise, check
+from modeconn_cli.schema import BatchNorm, Config, Match, Pairing, PathOf, Rebasin, Renormalise, check
 from modeconn_cli.stages import Stage, execute
 from modeconn_cli.stages.context import Context, Reporter
 from modeconn_cli.stages.curve import FitCurve
@@ -141,6 +141,11 @@ def make_plan(command: str, config: Config, reporter: Reporter) -> Plan:
     endpoints = _endpoints(context)
     if command == "train-endpoints":
         return Plan(context, [*endpoints], [*endpoints])
+    if command == "rebasin" and config.rebasin.method is Match.none:
+        raise UserError(
+            "rebasin=none aligns nothing: choose rebasin=weight, activation, straight_through, sinkhorn, merge_many or "
+            "c2m3, or measure the line as it is with modeconn interpolate."
+        )
     if command == "rebasin" and config.rebasin.method in TOGETHER:
         return _merge(context, endpoints)
     if command == "rebasin" and len(endpoints) > 2:
@@ -227,15 +232,14 @@ def _aligned(context: Context, start: Endpoint, end: Endpoint) -> Aligned | None
 def _rebasin(context: Context, start: Endpoint, end: Endpoint) -> Plan:
     """The straight line before and after alignment, and after every renormalisation that the network admits."""
     config = context.config
-    if config.rebasin.method is Match.none:
-        config = replace(config, rebasin=replace(config.rebasin, method=Match.weight))
-        context = Context(config, context.reporter, context.signals)
     aligned = Aligned(context, start, end)
     aligned.check()
+    if config.interpolation.renormalise is not Renormalise.none:
+        context.reporter.say("interpolation.renormalise changes nothing with modeconn rebasin, which measures them all")
 
     def measured(to: Endpoint, batch_norm: BatchNorm, renormalise: Renormalise) -> Segment:
         options = replace(config.interpolation, batch_norm=batch_norm, renormalise=renormalise)
-        rebasin = config.rebasin if to is aligned else replace(config.rebasin, method=Match.none)
+        rebasin = config.rebasin if to is aligned else Rebasin()
         own = replace(config, interpolation=options, rebasin=rebasin)
         here = Context(own, context.reporter, context.signals)
         return Segment(here, start, to)

@@ -30,7 +30,7 @@ class Plot(Stage):
 
     @property
     def label(self) -> str:
-        return f"{self.context.label}-{pair_label(self.paths[0].start, self.paths[0].end)}"
+        return f"{self.context.label}-{pair_label(self.paths[-1].start, self.paths[-1].end)}"
 
     def fields(self) -> dict[str, Any]:
         return {}

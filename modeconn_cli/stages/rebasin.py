@@ -22,7 +22,7 @@ from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation import require_same
 from modeconn_cli.evaluation.batchnorm import norm_layers
 from modeconn_cli.runs import Run
-from modeconn_cli.schema import Between, Config, Interpolation, Match, Similarity, check, fields_off_default
+from modeconn_cli.schema import USED_BY, Between, Config, Interpolation, Match, Similarity, check, fields_off_default
 from modeconn_cli.stages import Stage
 from modeconn_cli.stages.checkpoints import write_state
 from modeconn_cli.stages.context import Context, Silent
@@ -38,28 +38,17 @@ from modeconn_cli.symmetry.written import read_groups, write_groups
 CERTIFIED_ON = 64  # examples
 TOLERANCE = 1e-10  # relative, in float64
 ACTIVATION_BATCH = 100
-TRAINED = ("steps", "lr", "batch_size", "examples", "seed")
-USED: dict[Match, tuple[str, ...]] = {  # which settings a method depends on
-    Match.none: (),
-    Match.weight: ("restarts", "sweeps", "seed"),
-    Match.activation: ("examples", "similarity"),
-    Match.straight_through: TRAINED,
-    Match.sinkhorn: (*TRAINED, "between", "temperature", "unrolled"),
-    Match.merge_many: ("restarts", "sweeps", "seed"),
-    Match.c2m3: ("restarts", "sweeps", "seed"),
-}
 
 
 class Permuting(Stage):
     """What permutes networks: it traces them, matches them, and certifies that they compute the same."""
 
     name = "rebasin"
-    VERSION = 4
+    VERSION = 5
 
     def fields(self) -> dict[str, Any]:
         options = fields_off_default(self.context.config.rebasin)
-        used = USED[self.context.config.rebasin.method]
-        fields = {k: v for k, v in options.items() if k in used or k in ("method", "groups")}
+        fields = {k: v for k, v in options.items() if k in USED_BY[self.context.config.rebasin.method]}
         if "groups" in fields:  # what is in the file, wherever it is
             fields["groups"] = hashlib.sha256(self._groups_text.encode()).hexdigest()
         return fields
@@ -80,29 +69,15 @@ class Permuting(Stage):
                     "drop rebasin.groups, or use rebasin=weight."
                 )
             symmetry = read_groups(self._groups_text, module.state_dict(), options.groups)
-            self._refuse_wrong(module, symmetry)
+            refuse_wrong(module, symmetry, self.examples(), options.groups)
             return module, symmetry, batch
         try:
             return module, trace(module, data.inputs(data.train, slice(0, batch))), batch
         except CannotTrace as error:
             raise UserError(
                 f"{error}. Write its groups into a file (modeconn symmetries --output groups.yaml begins one) and give "
-                "rebasin.groups=groups.yaml, or set rebasin=none."
+                "rebasin.groups=groups.yaml, or go without re-basin."
             ) from None
-
-    def _refuse_wrong(self, module: nn.Module, symmetry: Symmetry) -> None:
-        """Raise UserError for groups written by hand that an untrained network does not have."""
-        state = module.state_dict()
-        generator = torch.Generator().manual_seed(0)
-        moved = symmetry.permute(state, [torch.randperm(g.size, generator=generator) for g in symmetry.groups])
-        difference = certify(module, symmetry, state, moved, self.examples())["difference"]
-        if not difference <= TOLERANCE:
-            listed = {g.tensor for g in symmetry.groups}
-            raise UserError(
-                f"the groups in {self.context.config.rebasin.groups} are not the network's: permuted by them its "
-                f"outputs differ by {difference:.1e} of the largest. Every tensor that reads or makes the units of "
-                f"{', '.join(sorted(listed))} has to name them; a tensor that is left out stays in place."
-            )
 
     @cached_property
     def _groups_text(self) -> str:
@@ -111,17 +86,15 @@ class Permuting(Stage):
     def check(self) -> None:
         """Raise UserError now, before anything is written, for a network that cannot be traced or has no symmetry."""
         options = self.context.config.rebasin
-        for idle in sorted({*fields_off_default(options)} - {*USED[options.method], "method", "groups"}):
+        for idle in sorted({*fields_off_default(options)} - USED_BY[options.method]):
             self.context.reporter.say(f"rebasin.{idle} changes nothing with rebasin={options.method}")
         if self.locate(False).status == "cached":
             return
         _, symmetry, _ = self.traced
         if not symmetry.groups:
-            unknown = ", ".join(symmetry.unknown)
-            because = f": {unknown} hold every axis in its place" if unknown else ""
-            raise UserError(
-                f"this network has no permutation that leaves its function alone{because}; set rebasin=none."
-            )
+            held = ", ".join(symmetry.held_by)
+            because = f": {held} held every axis in its place" if held else ""
+            raise UserError(f"this network has no permutation that leaves its function alone{because}.")
 
     def examples(self) -> Tensor:
         """Real inputs that functions are compared on."""
@@ -173,11 +146,13 @@ class Aligned(Permuting, Endpoint):
                 "method": str(self.context.config.rebasin.method),
                 "objective": found.objective,
                 "objective_is": found.measure,
+                "objective_before": found.before,
+                "objective_after": found.after,
                 "start": found.start,
                 "groups": [
                     {"name": g.name, "size": g.size, "moved": m} for g, m in zip(symmetry.groups, moved, strict=True)
                 ],
-                "pinned_by": symmetry.unknown,
+                "pinned_by": symmetry.held_by,
                 "certificate": certificate,
             },
         )
@@ -190,7 +165,7 @@ class Aligned(Permuting, Endpoint):
         """What a finished run says, for people."""
         summary = json.loads((run.folder / "summary.json").read_text())
         moved, units = (sum(g[k] for g in summary["groups"]) for k in ("moved", "size"))
-        keep = ("method", "objective", "objective_is", "certificate")
+        keep = ("method", "objective", "objective_is", "objective_before", "objective_after", "certificate")
         return {"name": self.end.short_name, "moved": moved, "units": units, **{k: summary[k] for k in keep}}
 
     def _match(
@@ -297,20 +272,44 @@ class Aligned(Permuting, Endpoint):
         )
 
 
-def groups_of(config: Config, output: Path | None = None) -> dict[str, Any]:
+def refuse_wrong(module: nn.Module, symmetry: Symmetry, x: Tensor, file: str) -> None:
+    """Raise UserError for groups from a file that an untrained network does not have."""
+    state = module.state_dict()
+    generator = torch.Generator().manual_seed(0)
+    moved = symmetry.permute(state, [torch.randperm(g.size, generator=generator) for g in symmetry.groups])
+    difference = certify(module, symmetry, state, moved, x)["difference"]
+    if not difference <= TOLERANCE:
+        listed = {g.tensor for g in symmetry.groups}
+        raise UserError(
+            f"the groups in {file} are not the network's: permuted by them its outputs differ by {difference:.1e} of "
+            f"the largest. Every tensor that reads or makes the units of {', '.join(sorted(listed))} has to name them; "
+            "a tensor that is left out stays in place."
+        )
+
+
+def groups_of(
+    config: Config, output: Path | None = None, task: tuple[tuple[int, ...], int] | None = None
+) -> dict[str, Any]:
     """A configured architecture's permutation groups, the axes that each runs along, and what stays in place.
 
     Args:
         output: also written there, as rebasin.groups reads it. A network that cannot be traced is written there with
-            every dimension in its place.
+            every dimension in its place, and ``not_traced`` says why.
+        task: shape of one input, and classes, in place of the data set's.
 
     Raises:
-        UserError: it cannot be traced, or the file is there.
+        UserError: it cannot be traced and there is no output, the groups are not the network's, or the file is there.
     """
     check(config)
     context = Context(config, Silent())
-    data = context.data_on_host
-    module = context.module().eval()
+    if task is None:
+        data = context.data_on_host
+        examples = data.inputs(data.train, slice(0, 2))
+    else:
+        examples = torch.randn(2, *task[0], generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    module = context.module(task).eval()
+    not_traced = None
     if output is not None and output.exists():
         raise UserError(f"{output} is there already; give another name.")
     if output is not None and not output.parent.is_dir():
@@ -318,17 +317,14 @@ def groups_of(config: Config, output: Path | None = None) -> dict[str, Any]:
     try:
         if config.rebasin.groups is not None:
             symmetry = read_groups(_read_text(config.rebasin.groups), module.state_dict(), config.rebasin.groups)
+            refuse_wrong(module, symmetry, examples, config.rebasin.groups)
         else:
-            symmetry = trace(module, data.inputs(data.train, slice(0, 2)))
+            symmetry = trace(module, examples)
     except CannotTrace as error:
         if output is None:
             raise UserError(f"{error}. To write its groups by hand, begin with --output groups.yaml.") from None
         still: dict[str, Axes] = {k: [Leaf(n, pinned=True) for n in v.shape] for k, v in module.state_dict().items()}
-        output.write_text(write_groups(symmetry_of(still), module.state_dict()), encoding="utf-8")
-        raise UserError(
-            f"{error}. {output} has all its tensors with every dimension in its place: give the dimensions that may "
-            "move names, and then rebasin.groups=" + str(output) + "."
-        ) from None
+        symmetry, not_traced = symmetry_of(still), str(error)
     if output is not None:
         output.write_text(write_groups(symmetry, module.state_dict()), encoding="utf-8")
     number = {g.leaf: i for i, g in enumerate(symmetry.groups)}
@@ -345,7 +341,8 @@ def groups_of(config: Config, output: Path | None = None) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in module.parameters()),
         "groups": [{"size": g.size, "along": a} for g, a in zip(symmetry.groups, along, strict=True)],
         "in_place": in_place,
-        "unknown_operations": symmetry.unknown,
+        "pinned_by": symmetry.held_by,
+        "not_traced": not_traced,
         "log10_symmetries": sum(math.lgamma(g.size + 1) for g in symmetry.groups) / math.log(10),
     }
 
@@ -366,11 +363,17 @@ def certify_all(
     differences, controls = ([f[k] for f in found] for k in ("difference", "control"))
     # Of numpy's, which find a nan to be the worst there is.
     worst = {**found[0], "difference": float(np.max(differences)), "control": float(np.min(controls))}
-    if not (worst["difference"] <= TOLERANCE < worst["control"]):
+    if not worst["difference"] <= TOLERANCE:
         raise RunFailed(
             f"the permuted network is not the same function: outputs differ by {worst['difference']:.1e} of the "
-            f"largest (a broken permutation: {worst['control']:.1e}). Where the groups come from a file, they are not "
-            "the network's; where not, please report the network."
+            "largest. Where the groups come from a file, they are not the network's; where not, please report the "
+            "network."
+        )
+    if not worst["control"] > TOLERANCE:
+        raise RunFailed(
+            "the certificate shows nothing: not even a broken permutation changes the outputs of a network that is to "
+            "be permuted, so they do not depend on its hidden units. Is it dead? Look at its loss; a lower "
+            "endpoints.lr may keep it alive."
         )
     return worst
 
@@ -408,7 +411,10 @@ def certify(
 
 def _read_text(file: str) -> str:
     if not Path(file).is_file():
-        raise UserError(f"rebasin.groups: no file {file}.")
+        why = "is a directory" if Path(file).is_dir() else "is not there"
+        raise UserError(
+            f"rebasin.groups={file} {why}: give a file that modeconn symmetries --output groups.yaml began."
+        )
     return Path(file).read_text(encoding="utf-8")
 
 

@@ -58,7 +58,7 @@ def activation_matching(
         watch()
         moved = [problem.solve(g, problem.cost(g)) for g in range(len(symmetry.groups))]
         if not any(moved):
-            return Matching(problem.permutations, objective, 0, "likeness of units")
+            return Matching(problem.permutations, objective, 0, objective[0], objective[-1], "likeness of units")
 
 
 class _ActivationProblem:

@@ -14,6 +14,7 @@ import math
 import operator
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,7 @@ class _Walk:
     def __init__(self, program: torch.export.ExportedProgram, module: nn.Module) -> None:
         self.program = program
         self.axes: dict[Node, Axes | list[Axes]] = {}
-        self.unknown: dict[str, int] = {}
+        self.held: list[tuple[str, list[Leaf]]] = []  # operations that hold what they touch in place, and what was free
         signature = program.graph_signature
         stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.tensors: dict[str, Axes] = {}
@@ -115,8 +116,8 @@ class _Walk:
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
-                for value in _flatten(node.args):
-                    self._pin_value(value)
+                for axis in (axis for value in _flatten(node.args) for axis in self._every(value)):
+                    pin(axis)
         # A buffer is no coordinate: on a path it is averaged or taken from one end, so only BatchNorm's statistics,
         # which are estimated anew, may move. Masks and tables stay as they are.
         kept = {stored.get(n.name) for n in self.statistics}
@@ -162,7 +163,20 @@ class _Walk:
         for name in sorted(linear):  # where no non-linearity is, as inside attention and along a residual stream
             if any(leaf in groups and leaf not in reached for axis in computed[name] for leaf in leaves(axis)):
                 activations[name] = computed[name]
-        return replace(found, unknown=self.unknown, program=self.program, seen_at=activations)
+        return replace(found, held_by=self._held_by(), program=self.program, seen_at=activations)
+
+    def _held_by(self) -> dict[str, int]:
+        """Operations that took freedom from a tensor of the network, and how often."""
+        stored = {leaf for axes in self.tensors.values() for axis in axes for leaf in leaves(axis)}
+        found = [name for name, free in self.held if any(leaf in stored for axis in free for leaf in leaves(axis))]
+        return dict(Counter(found))
+
+    def hold(self, node: Node, axes: Sequence[Axis]) -> None:
+        """Pin axes for an operation that needs their order, or is not known."""
+        free = [leaf for axis in axes for leaf in leaves(axis) if not leaf.pinned and leaf.size > 1]
+        self.held.append((_name(node), free))
+        for axis in axes:
+            pin(axis)
 
     # ------------------------------------------------------------------------------------------ one operation
 
@@ -176,7 +190,7 @@ class _Walk:
         if found is not None and self._fits(found, node):
             self.axes[node] = found
         else:
-            self._give_up(node, name)
+            self._give_up(node)
 
     def _fits(self, found: Axes | list[Axes], node: Node) -> bool:
         """Whether the axes are of the sizes that the operation's result has."""
@@ -185,24 +199,20 @@ class _Walk:
             return True
         return [size(a) for a in found if not isinstance(a, list)] == [int(n) for n in meta.shape]
 
-    def _give_up(self, node: Node, name: str) -> None:
+    def _give_up(self, node: Node) -> None:
         """Pin everything that an operation reads and gives."""
         touched = [a for a in _flatten((node.args, node.kwargs)) if isinstance(a, Node)]
-        self.unknown[name] = self.unknown.get(name, 0) + 1
-        for value in touched:
-            self._pin_value(value)
+        self.hold(node, [axis for value in touched for axis in self._every(value)])
         meta = node.meta.get("val")
         if isinstance(meta, tuple | list):
             self.axes[node] = [_fresh_pinned(m) for m in meta]
         else:
             self.axes[node] = _fresh_pinned(meta)
 
-    def _pin_value(self, value: Any) -> None:
-        if isinstance(value, Node):
-            axes = self.axes.get(value, [])
-            for one in axes:
-                for axis in one if isinstance(one, list) else [one]:
-                    pin(axis)
+    def _every(self, value: Any) -> Axes:
+        """The axes of a value and of all that it has inside."""
+        axes = self.axes.get(value, []) if isinstance(value, Node) else []
+        return [axis for one in axes for axis in (one if isinstance(one, list) else [one])]
 
     def mix(self, axes: Axes, dims: Sequence[int]) -> None:
         """Note that an operation compares what stands along these dimensions with one another."""
@@ -497,7 +507,7 @@ def _slice(walk: _Walk, node: Node) -> Axes | None:
     start = 0 if start is None else max(start + n, 0) if start < 0 else min(start, n)
     end = n if end is None else max(end + n, 0) if end < 0 else min(end, n)
     if int(_argument(node, 4, "step", 1)) != 1:
-        pin(x[d])
+        walk.hold(node, [x[d]])
         x[d] = Leaf(_shape(node)[d], pinned=True)
         return x
     pieces = split_sum(x[d], [s for s in (start, end - start, n - end) if s])
@@ -625,8 +635,7 @@ def _ordered(walk: _Walk, node: Node) -> Axes:
     x = walk.of(_args(node)[0])
     given = _argument(node, 2 if _name(node) == "roll" else 1, "dims")
     dims = [given] if isinstance(given, int) else list(given or range(len(x)))
-    for d in dims:
-        pin(x[int(d)])
+    walk.hold(node, [x[int(d)] for d in dims])
     walk.mix(x, dims)
     return x
 

@@ -27,12 +27,15 @@ HOPE = 5  # a further start is given up where so many times its last sweep's gai
 class Matching:
     """Permutations found, one for each group; the objective after every sweep of the best start, and which it was.
 
+    before, after: the objective of B as it was given, and as these permutations leave it.
     measure: what the objective is; it grows, but for a loss.
     """
 
     permutations: list[Tensor]
     objective: list[float]
     start: int
+    before: float
+    after: float
     measure: str = "inner product"
 
 
@@ -497,8 +500,10 @@ def weight_matching(
     for start in range(restarts + 1):
         rng = np.random.default_rng([seed, start])
         problem = WeightProblem(symmetry, a, b, parameters, best.permutations if best else None)
+        if best is None:
+            before = problem.objective()
         if not problem.groups:
-            return Matching([], [problem.objective()], 0)
+            return Matching([], [before], 0, before, before)
         solved = None
         if best is None:
             solved = settle(problem)
@@ -511,7 +516,7 @@ def weight_matching(
             if best and objective[-1] + HOPE * (objective[-1] - objective[-2]) < best.objective[-1]:
                 break
         if best is None or objective[-1] > best.objective[-1]:
-            best = Matching(problem.permutations, objective, start)
+            best = Matching(problem.permutations, objective, start, before, objective[-1])
     assert best is not None
     return best
 
