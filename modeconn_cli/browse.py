@@ -13,7 +13,7 @@ from modeconn_cli import runs
 from modeconn_cli.errors import UserError
 from modeconn_cli.report.gather import REPLICATION, run_settings, varied
 from modeconn_cli.runs import Found, Removal
-from modeconn_cli.terminal import STATUS_STYLE, barrier_table, out
+from modeconn_cli.terminal import STATUS_STYLE, alignment_line, barrier_table, out, show_merged
 
 CONNECTED = {"yes": "joined", "no": "not joined", "undecided": "undecided"}
 
@@ -90,6 +90,10 @@ def show_run(root: Path, wanted: str, as_json: bool) -> None:
     elif "metrics" in summary:
         for key, value in summary["metrics"].items():
             out.print(f"  {key} {value:.4f}")
+        if "merged" in summary:
+            show_merged(summary)
+        elif "objective_before" in summary:
+            out.print(alignment_line({"name": "the second endpoint", **summary}))
     elif run.stage == "fit-curve":
         for measured in runs.find_all(root):
             if str(run.folder) in measured.read("provenance.json").get("upstream", []):

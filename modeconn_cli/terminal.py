@@ -151,11 +151,7 @@ def show_result(result: dict[str, Any]) -> None:
     for merged in result.get("merged", []):
         show_merged(merged)
     for aligned in result.get("aligned", []):
-        out.print(
-            f"\n{aligned['name']} permuted ({aligned['method']}): {aligned['moved']} of {aligned['units']} units moved,"
-            f" {aligned['objective_is']} {aligned['objective_before']:.4f} before, {aligned['objective_after']:.4f} "
-            f"after. {certificate_line(aligned)}"
-        )
+        out.print(f"\n{alignment_line(aligned)}")
     if result["barriers"]:
         out.print()
         out.print(barrier_table(result["barriers"]))
@@ -188,6 +184,15 @@ def show_merged(merged: dict[str, Any]) -> None:
         )
 
 
+def alignment_line(aligned: dict[str, Any]) -> str:
+    """How a network was permuted, what that was worth, and the certificate."""
+    moved, units = (sum(g[k] for g in aligned["groups"]) for k in ("moved", "size"))
+    return (
+        f"{aligned['name']} permuted ({aligned['method']}): {moved} of {units} units moved, {aligned['objective_is']} "
+        f"{aligned['objective_before']:.4f} before, {aligned['objective_after']:.4f} after. {certificate_line(aligned)}"
+    )
+
+
 def certificate_line(found: dict[str, Any]) -> str:
     """That permuted networks are the same functions."""
     proof = found["certificate"]
@@ -206,7 +211,7 @@ def merge_table(merged: dict[str, Any]) -> Table:
         header_style="bold",
         pad_edge=False,
     )
-    columns = ("train_nll", "train_error", "test_nll", "test_error")
+    columns = ("train_nll", "test_error")  # the others are in merge.csv
     table.add_column("network")
     for name in columns:
         table.add_column(name.replace("_", " ") + (" %" if name.endswith("error") else ""), justify="right")
@@ -270,6 +275,7 @@ def show_sweep(jobs: Sequence[dict[str, Any]], gathered: Sequence[dict[str, Any]
         for merged in job.get("merged", []):
             out.print(f"\n[bold]{' '.join(o for o in job['overrides'] if o not in common)}[/]", highlight=False)
             show_merged(merged)
+            out.print(next(f"{s['directory']}/" for s in job["stages"] if s["stage"] == "rebasin"), soft_wrap=True)
     _show_means(gathered)
     for picture in [picture for job in jobs for picture in job.get("plots", [])]:
         out.print(f"picture: {picture}", soft_wrap=True)

@@ -164,9 +164,8 @@ class Aligned(Permuting, Endpoint):
     def found(self, run: Run) -> dict[str, Any]:
         """What a finished run says, for people."""
         summary = json.loads((run.folder / "summary.json").read_text())
-        moved, units = (sum(g[k] for g in summary["groups"]) for k in ("moved", "size"))
-        keep = ("method", "objective", "objective_is", "objective_before", "objective_after", "certificate")
-        return {"name": self.end.short_name, "moved": moved, "units": units, **{k: summary[k] for k in keep}}
+        keep = ("method", "groups", "objective", "objective_is", "objective_before", "objective_after", "certificate")
+        return {"name": self.end.short_name, **{k: summary[k] for k in keep}}
 
     def _match(
         self, module: nn.Module, symmetry: Symmetry, batch: int, a: dict[str, Tensor], b: dict[str, Tensor]
