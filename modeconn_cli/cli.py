@@ -621,7 +621,7 @@ def main() -> NoReturn:
         code = app(standalone_mode=False)
     except CommandLineError as error:
         said = error.format_message() if hasattr(error, "format_message") else str(error)
-        hint = " Settings are given as key=value, without dashes." if "No such option" in said else ""
+        hint = "; settings are given as key=value, without dashes." if "No such option" in said else ""
         failure = " ".join(said.split()) + hint, 2
     except UserError as error:
         failure = str(error), 2

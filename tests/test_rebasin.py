@@ -143,9 +143,7 @@ def test_groups_may_be_written_by_hand(tmp_path: Path, branching: list[str]) -> 
         *("first.weight: [16, 2]", "first.bias: [16]", "last.weight: [2, 16]", "last.bias: [2]")
     ]
     assert "there already" in refused("symmetries", *branching, "--output", "groups.yaml")
-    assert "no permutation that leaves its function alone" in refused(
-        "rebasin", *branching, "rebasin.groups=groups.yaml"
-    )
+    assert "names no dimension" in refused("rebasin", *branching, "rebasin.groups=groups.yaml")
     file.write_text(file.read_text().replace("16", "h"))
     answer = ok("rebasin", *branching, "rebasin.groups=groups.yaml", "--json")
     summary = json.loads((folders(answer)["rebasin"] / "summary.json").read_text())

@@ -91,6 +91,10 @@ class Permuting(Stage):
         if self.locate(False).status == "cached":
             return
         _, symmetry, _ = self.traced
+        if not symmetry.groups and options.groups is not None:
+            raise UserError(
+                f"{options.groups} names no dimension: where it has a number, write a name for what may move."
+            )
         if not symmetry.groups:
             held = ", ".join(symmetry.held_by)
             because = f": {held} held every axis in its place" if held else ""

@@ -75,7 +75,8 @@ def read_groups(text: str, state: Mapping[str, Tensor], where: str) -> Symmetry:
     written: dict[str, list[Terms]] = {}
     for name, dims in content.items():
         if name not in state:
-            raise UserError(f"{where}: the network has no tensor {name!r}; it has {', '.join(list(state)[:6])}, ...")
+            more = ", ..." if len(state) > 6 else ""
+            raise UserError(f"{where}: the network has no tensor {name!r}; it has {', '.join([*state][:6])}{more}.")
         shape = list(state[name].shape)
         if not isinstance(dims, list) or len(dims) != len(shape):
             raise UserError(f"{where}: {name} has the shape {shape}; give a list of {len(shape)}, not {dims}.")
