@@ -258,8 +258,8 @@ def show_sweep(jobs: Sequence[dict[str, Any]], gathered: Sequence[dict[str, Any]
     given = [job.get("overrides", []) for job in jobs]
     common = set.intersection(*map(set, given)) if len(given) > 1 else set()
     table = _paths_table("Sweep", "overrides")
-    for job in jobs:
-        what = " ".join(o for o in job.get("overrides", []) if o not in common)
+    words = [" ".join(o for o in each if o not in common) for each in given]
+    for job, what in zip(jobs, words, strict=True):
         if "error" in job:
             table.add_row(what, "[red]failed[/]")  # why is on stderr, too long for a cell
         for row in _path_rows(job):
@@ -271,9 +271,9 @@ def show_sweep(jobs: Sequence[dict[str, Any]], gathered: Sequence[dict[str, Any]
                 what = ""
     if table.row_count:
         out.print(table)
-    for job in jobs:
+    for job, what in zip(jobs, words, strict=True):
         for merged in job.get("merged", []):
-            out.print(f"\n[bold]{' '.join(o for o in job['overrides'] if o not in common)}[/]", highlight=False)
+            out.print(f"\n{what}", style="bold", markup=False)
             show_merged(merged)
             out.print(next(f"{s['directory']}/" for s in job["stages"] if s["stage"] == "rebasin"), soft_wrap=True)
     _show_means(gathered)

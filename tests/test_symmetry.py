@@ -420,12 +420,16 @@ def test_pooled_positions_move_with_their_channels() -> None:
     assert differs(module, moved, x) < 1e-12
 
 
-def test_an_operation_that_is_not_known_pins_and_is_named() -> None:
-    class Sorted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 7), nn.Linear(7, 3)
+class Layers(nn.Module):
+    """Three layers, to be joined by operations that do not leave every unit free."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 7), nn.Linear(7, 3)
+
+
+def test_an_operation_that_is_not_known_pins_and_is_named() -> None:
+    class Sorted(Layers):
         def forward(self, x: Tensor) -> Tensor:
             return self.c(F.relu(self.b(self.a(x).sort(dim=1).values)))
 
@@ -435,11 +439,7 @@ def test_an_operation_that_is_not_known_pins_and_is_named() -> None:
 
 
 def test_an_operation_that_needs_an_order_is_named_and_one_that_takes_no_freedom_is_not() -> None:
-    class Summing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 7), nn.Linear(7, 3)
-
+    class Summing(Layers):
         def forward(self, x: Tensor) -> Tensor:
             mask = torch.zeros(6)
             mask[2:4] = 1.0  # copies into a constant

@@ -116,7 +116,7 @@ class _Walk:
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
-                for axis in (axis for value in _flatten(node.args) for axis in self._every(value)):
+                for axis in self._every(node.args):
                     pin(axis)
         # A buffer is no coordinate: on a path it is averaged or taken from one end, so only BatchNorm's statistics,
         # which are estimated anew, may move. Masks and tables stay as they are.
@@ -201,18 +201,17 @@ class _Walk:
 
     def _give_up(self, node: Node) -> None:
         """Pin everything that an operation reads and gives."""
-        touched = [a for a in _flatten((node.args, node.kwargs)) if isinstance(a, Node)]
-        self.hold(node, [axis for value in touched for axis in self._every(value)])
+        self.hold(node, self._every((node.args, node.kwargs)))
         meta = node.meta.get("val")
         if isinstance(meta, tuple | list):
             self.axes[node] = [_fresh_pinned(m) for m in meta]
         else:
             self.axes[node] = _fresh_pinned(meta)
 
-    def _every(self, value: Any) -> Axes:
-        """The axes of a value and of all that it has inside."""
-        axes = self.axes.get(value, []) if isinstance(value, Node) else []
-        return [axis for one in axes for axis in (one if isinstance(one, list) else [one])]
+    def _every(self, arguments: Any) -> Axes:
+        """The axes of all values among arguments, however they are nested."""
+        values = [v for v in _flatten(arguments) if isinstance(v, Node)]
+        return [axis for v in values for axis in _flatten(self.axes.get(v, []))]
 
     def mix(self, axes: Axes, dims: Sequence[int]) -> None:
         """Note that an operation compares what stands along these dimensions with one another."""

@@ -500,12 +500,11 @@ def weight_matching(
     for start in range(restarts + 1):
         rng = np.random.default_rng([seed, start])
         problem = WeightProblem(symmetry, a, b, parameters, best.permutations if best else None)
-        if best is None:
-            before = problem.objective()
-        if not problem.groups:
-            return Matching([], [before], 0, before, before)
         solved = None
         if best is None:
+            before = problem.objective()
+            if not problem.groups:
+                return Matching([], [before], 0, before, before)
             solved = settle(problem)
         else:
             _shake(problem, rng)
