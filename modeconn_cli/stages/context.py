@@ -15,7 +15,7 @@ from enum import Enum
 from functools import cache, cached_property
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -31,15 +31,16 @@ from modeconn_cli.weights import FlatModule
 SMALL = 200_000  # parameters
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's names for them, in glibc's malloc.h
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
-_recent_data: dict[str, tuple[str, Data]] = {}  # which the next job of a sweep most often wants again
+T = TypeVar("T")
+_recent: dict[str, tuple[str, Any]] = {}
 
 
-def _recent(place: str, key: str, make: Callable[[], Data]) -> Data:
-    """The data set last made for a place, where it is the one wanted; only one is kept."""
-    if place not in _recent_data or _recent_data[place][0] != key:
-        _recent_data.pop(place, None)
-        _recent_data[place] = key, make()
-    return _recent_data[place][1]
+def recent(place: str, key: str, make: Callable[[], T]) -> T:
+    """What was last made for a place, where it is the one wanted: the next job of a sweep most often wants it again."""
+    if place not in _recent or _recent[place][0] != key:
+        _recent.pop(place, None)
+        _recent[place] = key, make()
+    return cast(T, _recent[place][1])
 
 
 @cache
@@ -158,12 +159,12 @@ class Context:
 
     @cached_property
     def data_on_host(self) -> Data:
-        return _recent("read", f"{self.checksum} {self.config.dataset}", lambda: data.load(self.config.dataset))
+        return recent("read", f"{self.checksum} {self.config.dataset}", lambda: data.load(self.config.dataset))
 
     @cached_property
     def data(self) -> Data:
         host = self.data_on_host
-        return _recent("device", f"{self.checksum} {self.config.dataset} {self.device}", lambda: host.to(self.device))
+        return recent("device", f"{self.checksum} {self.config.dataset} {self.device}", lambda: host.to(self.device))
 
     def module(self, task: tuple[tuple[int, ...], int] | None = None) -> nn.Module:
         """The architecture, freshly initialised from the global generator, on the present default device.

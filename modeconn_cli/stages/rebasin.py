@@ -25,7 +25,7 @@ from modeconn_cli.runs import Run
 from modeconn_cli.schema import USED_BY, Between, Config, Interpolation, Match, Similarity, check, fields_off_default
 from modeconn_cli.stages import Stage
 from modeconn_cli.stages.checkpoints import write_state
-from modeconn_cli.stages.context import Context, Silent
+from modeconn_cli.stages.context import Context, Silent, recent
 from modeconn_cli.stages.endpoints import Endpoint, pair_label
 from modeconn_cli.symmetry.activations import activation_matching
 from modeconn_cli.symmetry.axes import Leaf, leaves
@@ -60,6 +60,12 @@ class Permuting(Stage):
         data = self.context.data_on_host
         matched = options.method is Match.activation
         batch = min(ACTIVATION_BATCH, options.examples, len(data.train)) if matched else 2
+        groups = None if options.groups is None else self._groups_text
+        return recent("traced", f"{self.context.task_fields()} {matched} {batch} {groups}", lambda: self._trace(batch))
+
+    def _trace(self, batch: int) -> tuple[nn.Module, Symmetry, int]:
+        options, data = self.context.config.rebasin, self.context.data_on_host
+        matched = options.method is Match.activation
         torch.manual_seed(0)
         module = self.context.module().eval()
         if options.groups is not None:
