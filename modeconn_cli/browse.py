@@ -11,7 +11,7 @@ from rich.table import Table
 
 from modeconn_cli import runs
 from modeconn_cli.errors import UserError
-from modeconn_cli.report.gather import REPLICATION, run_settings, varied
+from modeconn_cli.report.gather import REPLICATION, as_override, run_settings, varied
 from modeconn_cli.runs import Found, Removal
 from modeconn_cli.terminal import STATUS_STYLE, alignment_line, barrier_table, out, show_merged
 
@@ -51,7 +51,7 @@ def list_runs(root: Path, match: str, as_json: bool) -> None:
         table.add_row(f"[bold]{stage}[/]")
         for row in (r for r in rows if r["stage"] == stage):
             label, _, digest = row["name"].rpartition("-")
-            apart = " ".join(f"{k}={v}" for k, v in differing.get(row["directory"], {}).items())
+            apart = " ".join(f"{k}={as_override(v)}" for k, v in differing.get(row["directory"], {}).items())
             status = "" if row["status"] == "done" else f"[{STATUS_STYLE.get(row['status'], 'red')}]{row['status']}[/] "
             table.add_row(
                 f"  {digest}", label, row["version"], _bytes(row["bytes"]), status + row["result"], f"[dim]{apart}[/]"
@@ -88,6 +88,8 @@ def show_run(root: Path, wanted: str, as_json: bool) -> None:
         ]
         out.print(barrier_table(rows))
     elif "metrics" in summary:
+        if run.stage == "rebasin":
+            out.print("the mean of the networks:" if "merged" in summary else "the second endpoint, permuted:")
         for key, value in summary["metrics"].items():
             out.print(f"  {key} {value:.4f}")
         if "merged" in summary:
@@ -126,7 +128,7 @@ def compare_runs(root: Path, first: str, second: str, as_json: bool) -> None:
         table.add_column(f"{run.stage}\n{run.name}/{run.version}", justify="right", overflow="fold")
     table.add_column("difference", justify="right")
     for key, given in differ.items():
-        table.add_row(f"[yellow]{key}[/]", *(str(v) for v in given))
+        table.add_row(f"[yellow]{key}[/]", *map(as_override, given))
     for key, values in both.items():
         table.add_row(key, *(f"{v:.4f}" for v in values), f"{values[1] - values[0]:+.4f}")
     out.print(table)
@@ -157,7 +159,7 @@ def _differing(found: list[Found]) -> dict[str, dict[str, Any]]:
         settings = [run_settings(r) for r in runs_alike]
         keys = [k for k in varied(settings) if k not in REPLICATION]
         for run, own in zip(runs_alike, settings, strict=True):
-            apart[str(run.folder)] = {k: own.get(k) for k in keys}
+            apart[str(run.folder)] = {k: own[k] for k in keys if k in own}
     return apart
 
 
@@ -179,7 +181,13 @@ def gist(run: Found) -> str:
     if "verdict" in summary:
         return f"error barrier {summary['verdict']['value']:.2f}, {CONNECTED[summary['verdict']['connected']]}"
     if "metrics" in summary:
-        return f"test error {summary['metrics']['test_error']:.2f}%"
+        found = f"test error {summary['metrics']['test_error']:.2f}%"
+        if "merged" in summary:
+            return f"mean of {len(summary['networks'])}, {found}"
+        if "objective_after" in summary:
+            before, after = (f"{summary[k]:.4g}" for k in ("objective_before", "objective_after"))
+            return f"{found}, {summary['objective_is']} {before} to {after}"
+        return found
     return ""
 
 

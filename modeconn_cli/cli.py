@@ -197,17 +197,17 @@ def report(
     output_dir: OutputDir = Path("outputs"),
     as_json: AsJson = False,
 ) -> None:
-    """Write one HTML page about measured paths: verdicts, charts to point at, barriers, training, provenance.
+    """Write one HTML page about what was measured: verdicts, charts to point at, barriers, training, provenance.
 
     The page is one file that loads nothing: it can be mailed, printed and opened offline.
     """
     from modeconn_cli.report.page import write_page
-    from modeconn_cli.stages.plot import choose_measured
+    from modeconn_cli.stages.plot import choose_reported
 
     file = output or output_dir / "report.html"
     if file.suffix != ".html":
         raise UserError(f"--output {file}: end it in .html.")
-    write_page([r.folder for r in choose_measured(output_dir, runs or [], everything=True)], file)
+    write_page(*choose_reported(output_dir, runs or []), file)
     print_json({"command": "report", "file": str(file)}) if as_json else print(file)
 
 

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import socket
@@ -187,7 +188,7 @@ def writable(place: Path, setting: str = "runtime.output_dir=DIR") -> Iterator[N
     except OSError as error:
         if error.errno is None:  # some libraries' own errors are OSErrors too
             raise
-        where = error.filename or place
+        where = re.sub(r"\.([^/\\]+)\.tmp$", r"\1", str(error.filename or place))
         raise UserError(
             f"cannot write {where}: {error.strerror}. Give a writable place with enough room: {setting}."
         ) from None

@@ -153,7 +153,7 @@ class Session:
         except KeyboardInterrupt as stop:
             signum = stop.signum if isinstance(stop, Interrupted) else 2
             how = "Ctrl-C" if signum == 2 else f"signal {signum}"
-            kept = "what is finished is kept, training as far as it got"
+            kept = "what is finished is kept, training and matching as far as they got"
             complain(f"stopped by {how}; {kept}, and the same command goes on from there.")
             self.code = 128 + signum
             unfinished = next((job for job in self.jobs if "endpoints" not in job and "error" not in job), None)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from cli_helpers import SPIRALS, no_pictures, ok, refused, tree
 
 from modeconn_cli.report.charts import shown
 from modeconn_cli.report.page import make_page
-from modeconn_cli.report.tables import read_path, verdict_sentence
+from modeconn_cli.report.plots import save, style
+from modeconn_cli.report.tables import heading, read_path, read_paths, verdict_sentence
+from modeconn_cli.runs import Found
 
 METRICS = [f"{split}_{metric}" for split in ("train", "test") for metric in ("loss", "nll", "error")]
 CONVENTIONS = ["above_line", "above_mean", "above_max", "midpoint"]
@@ -189,12 +192,66 @@ def test_names_from_files_cannot_inject(lab: Path, tmp_path: Path) -> None:
         provenance = json.loads((folder / "provenance.json").read_text())
         (folder / "provenance.json").write_text(json.dumps({**provenance, "command": EVIL, "host": EVIL}))
         (folder / "config.yaml").write_text(json.dumps({"dataset": {"name": EVIL}}))
-    page = Page(make_page(folders))
+    page = Page(make_page([Found(folder) for folder in folders]))
     assert page.count("script") == 2
     assert page.count("img") == 0
     assert "<script>alert" not in page.html
     assert page.charts[0]["names"][0].startswith(EVIL)  # the script writes it as text
     assert "innerHTML" not in page.html
+
+
+def test_methods_of_rebasin_are_told_apart_and_means_of_several_networks_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    no_pictures(monkeypatch)
+    common = [*SPIRALS, "endpoints.seeds=[0,1,2]"]
+    pair = [*SPIRALS, "endpoints.seeds=[0,1]"]
+    for method in ("weight", "activation"):
+        ok("rebasin", *pair, f"rebasin={method}")
+    ok("rebasin", *common, "rebasin=merge_many")
+    titles = [p.title for p in read_paths(measured(tmp_path))]
+    assert sorted(titles) == sorted(
+        ["segment"]
+        + [f"aligned segment{r} ({m})" for m in ("weight", "activation") for r in ("", " + REPAIR", " + RESCALE")]
+    )
+    assert heading([read_path(f) for f in measured(tmp_path)]) == "mlp on two_spirals, endpoints seed 0 and seed 1"
+    found = [json.loads(f.read_text()) for f in tmp_path.glob("outputs/rebasin/*/v1/summary.json")]
+    (merged,) = (f for f in found if "merged" in f)
+    (folder,) = tmp_path.glob("outputs/rebasin/*merge_many*/v1")
+    for words, paths in (([], True), ([str(folder)], False)):
+        ok("report", *words, "-o", "page.html")
+        page = Page(Path("page.html").read_text(encoding="utf-8"))
+        values = {value for value, _ in page.figures}
+        for row in merged["merged"]:
+            assert {row["test_error"], row["test_error_above_mean"]["low"]} <= values
+            assert row["network"] in page.html
+        assert "the mean of seed 0, seed 1, seed 2, aligned by MergeMany" in page.html
+        assert ("aligned segment + REPAIR (weight)" in page.html) == paths
+        for after in (f["objective_after"] for f in found if "objective_after" in f):
+            assert (f"<td>{after:.4g}</td>" in page.html) == paths
+
+
+def test_a_picture_of_many_paths_keeps_its_panels_and_tells_lines_apart(lab: Path, tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    found = read_path(measured(lab)[0])
+    many = [replace(found, title=f"aligned segment + REPAIR (straight-through) {i}") for i in range(18)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+        save(many, "endpoints " + "seed 0 and seed 1, " * 8, tmp_path / "x.png", "png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    whole = figure.get_window_extent()
+    for axes in figure.axes:
+        assert axes.get_window_extent().height > 1.5 * figure.dpi
+    for part in (*figure.legends, figure._suptitle):
+        box = part.get_window_extent()
+        assert box.x0 >= whole.x0
+        assert box.x1 <= whole.x1
+    styles = [style(i) for i in range(24)]
+    assert len({*styles}) == 24
 
 
 # ------------------------------------------------------------------------------------------------ how it is asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +86,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys whose value is not the same everywhere."""
+    """The keys whose value is not the same everywhere.
+
+    A setting of re-basin that some do not have is one that their method does not use, and the method says as much.
+    """
     keys = dict.fromkeys(k for s in settings for k in s)
-    return [k for k in keys if len({str(s.get(k)) for s in settings}) > 1]
+    among = {k: [s for s in settings if k in s or not k.startswith("rebasin.")] for k in keys}
+    return [k for k in keys if len({str(s.get(k)) for s in among[k]}) > 1]
+
+
+def as_override(value: Any) -> str:
+    """A setting's value as an override gives it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_override, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)
@@ -208,7 +220,7 @@ def gather(
         rows.append(
             {
                 "path": key[0],
-                **dict(zip(grouping, key[1:], strict=True)),
+                **{k: members[0].settings.get(k, "") for k in grouping},
                 "n": len(members),
                 "shared_endpoints": len(set(names)) < len(names),
                 "metrics": {m: a.__dict__ for m, a in found.items()},
@@ -253,7 +265,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[st
         heads += [m, "std", "interval"]
     cells = []
     for row in rows:
-        line = [str(row[k]) for k in settings] + [str(row["n"])]
+        line = [as_override(row[k]) for k in settings] + [str(row["n"])]
         for m in metrics:
             a = Aggregate(**row["metrics"][m])
             digits = 2 if "error" in m else 4

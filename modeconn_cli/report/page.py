@@ -1,11 +1,11 @@
-"""One HTML file about measured paths, which loads nothing: verdicts, charts, barriers, training, provenance."""
+"""One HTML file about what was measured, which loads nothing: verdicts, charts, barriers, training, provenance."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,10 @@ from modeconn_cli import runs
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.report.charts import DASHES, QUANTITIES, Chart, Line, chart_data, draw, shown, swatch
-from modeconn_cli.report.gather import REPLICATION, SHAPED_BY, gather, run_settings, varied
+from modeconn_cli.report.gather import REPLICATION, SHAPED_BY, as_override, gather, run_settings, varied
 from modeconn_cli.report.markup import Markup, embedded, join, row, table, tag
-from modeconn_cli.report.plots import STYLES, PathResult
-from modeconn_cli.report.tables import heading, read_paths, verdict_sentence
+from modeconn_cli.report.plots import STYLES, PathResult, style
+from modeconn_cli.report.tables import ALIGNED_BY, drawing_order, heading, read_paths, verdict_sentence
 from modeconn_cli.runs import Found, Run
 
 METRICS = [q for q in QUANTITIES if "_" in q]
@@ -61,7 +61,7 @@ class Pair:
             Line(
                 path.title,
                 i,
-                DASHES[STYLES[i % len(STYLES)][1]],
+                DASHES[style(i)[1]],
                 path.table["t"].tolist(),
                 {m: path.table[m].tolist() for m in METRICS},
                 {m: path.table[f"{m}_se"].tolist() for m in METRICS},
@@ -70,27 +70,28 @@ class Pair:
         ]
 
 
-def write_page(folders: Sequence[Path], file: Path) -> None:
-    """Make the page about measured paths and write it as a whole or not at all.
+def write_page(measured: Sequence[Found], means: Sequence[Found], file: Path) -> None:
+    """Make the page about measured paths and means of several networks, and write it as a whole or not at all.
 
     Raises:
         UserError: the place cannot be written.
     """
-    page = make_page(folders)
+    page = make_page(measured, means)
     with runs.writable(file, "--output FILE"):
         file.parent.mkdir(parents=True, exist_ok=True)
         Run(file.parent, "run", "").write_text(file.name, page)
 
 
-def make_page(folders: Sequence[Path]) -> str:
+def make_page(measured: Sequence[Found], means: Sequence[Found] = ()) -> str:
     """The page as text, the same for the same files."""
-    pairs = _pairs([Found(f) for f in folders])
+    pairs = _pairs(measured)
     charts: list[dict[str, Any]] = []
     body = [
-        tag("header", tag("h1", "Mode connectivity"), tag("p", _abstract(pairs))),
+        tag("header", tag("h1", "Mode connectivity"), tag("p", _abstract(pairs, means))),
         *([_overview(pairs)] if len(pairs) > 1 else []),
         *_replicates(pairs),
         *(_section(pair, f"pair{i}", charts) for i, pair in enumerate(pairs, 1)),
+        *(_mean_section(run, f"mean{i}") for i, run in enumerate(means, 1)),
         _conventions(),
     ]
     here = Path(__file__).parent
@@ -104,7 +105,7 @@ def make_page(folders: Sequence[Path]) -> str:
             "head",
             Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
             Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
-            tag("title", f"Mode connectivity: {_about(pairs)}"),
+            tag("title", f"Mode connectivity: {_about(pairs, means)}"),
             tag("style", Markup(style)),
         ),
         tag("body", tag("main", *body), embedded(charts, "charts"), tag("script", Markup(script))),
@@ -123,7 +124,7 @@ def _pairs(measured: Sequence[Found]) -> list[Pair]:
         groups.setdefault(runs.endpoints_of(run) or (run.name,), []).append(run)
     pairs = []
     for group in groups.values():
-        ordered = sorted(group, key=lambda r: (r.stage != "interpolate", r.name))
+        ordered = sorted(group, key=drawing_order)
         paths = read_paths([r.folder for r in ordered])
         pairs.append(Pair(heading(paths), ordered, paths))
     by_name: dict[str, list[Pair]] = {}
@@ -145,17 +146,32 @@ def _told_apart(pairs: Sequence[Pair]) -> list[Pair]:
     return named
 
 
-def _about(pairs: Sequence[Pair]) -> str:
+def _about(pairs: Sequence[Pair], means: Sequence[Found]) -> str:
     """The tasks of the page, each once."""
     tasks = [path.summary["task"] for pair in pairs for path in pair.paths]
-    return "; ".join(dict.fromkeys(f"{task['architecture']} on {task['dataset']}" for task in tasks))
+    of_paths = [f"{task['architecture']} on {task['dataset']}" for task in tasks]
+    return "; ".join(dict.fromkeys([*of_paths, *map(_task, means)]))
 
 
-def _abstract(pairs: Sequence[Pair]) -> str:
+def _task(run: Found) -> str:
+    settings = run_settings(run)
+    return f"{settings['architecture.name']} on {settings['dataset.name']}"
+
+
+def _abstract(pairs: Sequence[Pair], means: Sequence[Found]) -> str:
+    parts = [*([_counted(pairs)] if pairs else []), *([_count(len(means), "mean")] if means else [])]
+    return f"{_about(pairs, means)}: {'; '.join(parts)}."
+
+
+def _counted(pairs: Sequence[Pair]) -> str:
     counts = [p.summary["verdict"]["connected"] for pair in pairs for p in pair.paths]
     said = ", ".join(f"{counts.count(k)} {v}" for k, v in VERDICTS.items() if k in counts)
     several = f"{len(pairs)} pairs of endpoints, " if len(pairs) > 1 else ""
-    return f"{_about(pairs)}: {several}{len(counts)} measured path{'s' if len(counts) > 1 else ''}, {said}."
+    return f"{several}{_count(len(counts), 'measured path')}, {said}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 # ------------------------------------------------------------------------------------------------ across pairs
@@ -188,7 +204,7 @@ def _replicates(pairs: Sequence[Pair]) -> list[Markup]:
     bodies = []
     for group in found:
         alike = [{k: v for k, v in g.items() if k not in GATHERED} for g in every if g["path"] == group["path"]]
-        settings = tag("small", ", ".join(f"{k}={group[k]}" for k in varied(alike)))
+        settings = tag("small", ", ".join(f"{k}={as_override(group[k])}" for k in varied(alike)))
         rows = [_group_head(join([f"{group['path']}, n = {group['n']}", settings]), len(CONVENTIONS) + 1)]
         for metric in METRICS:
             means = [_mean(group["metrics"][f"{metric}.{c}"], metric) for c in CONVENTIONS]
@@ -227,11 +243,62 @@ def _section(pair: Pair, name: str, charts: list[dict[str, Any]]) -> Markup:
         tag("h3", "Barriers"),
         _barriers(pair),
         tag("p", _how_measured(pair.paths), class_="note"),
+        *_alignments(pair),
         *([tag("h3", "Training"), _charts(training, charts), tag("p", AS_TRAINED, class_="note")] if training else []),
         tag("h3", "How it was made"),
-        *_commands(pair),
-        *_provenance(pair),
-        *_configurations(pair),
+        *_commands(pair.behind),
+        *_provenance(pair.behind, "Runs behind these paths"),
+        *_configurations((f"the {path.title}", run) for path, run in zip(pair.paths, pair.measured, strict=True)),
+    ]
+    return tag("section", *parts, id=name)
+
+
+def _alignments(pair: Pair) -> list[Markup]:
+    """By what the second endpoint was permuted, what that was worth, and that it computes the same."""
+    found = [run for run in pair.behind if run.stage == "rebasin"]
+    if not found:
+        return []
+    rows = []
+    for run in found:
+        s = run.read("summary.json")
+        moved, units = (sum(g[k] for g in s["groups"]) for k in ("moved", "size"))
+        worth = [f"{s[f'objective_{when}']:.4g}" for when in ("before", "after")]
+        proof = [f"{s['certificate'][k]:.0e}" for k in ("difference", "control")]
+        rows.append(row(ALIGNED_BY[s["method"]], s["objective_is"], *worth, f"{moved} of {units}", *proof))
+    heads = ("By", "Objective", "before", "after", "Units moved", "Outputs differ by", "by a broken permutation")
+    note = "Outputs of the permuted network against those before: float64, on test examples, in shares of the largest."
+    title = tag("h3", "How the second endpoint was aligned")
+    return [title, table("Permutations of the second endpoint", heads, rows, "figures"), tag("p", note, class_="note")]
+
+
+def _mean_section(run: Found, name: str) -> Markup:
+    """The mean of several networks, in every way."""
+    s = run.read("summary.json")
+    metrics = [m for m in METRICS if m in s["metrics"]]
+    rows = []
+    for one in s["merged"]:
+        cells = [c for m in metrics for c in (_value(one[m], m), _interval(one[f"{m}_above_mean"], m))]
+        rows.append(row(one["network"], *cells))
+    heads = ("Network", *(head for m in metrics for head in (QUANTITIES[m], "above_mean")))
+    round_, apart = (100 * s["cycle_error"][k] for k in ("this", "every pair by weight matching"))
+    cycles = (
+        f" Round three networks {round_:.1f}% of all units do not return to their place; {apart:.1f}% where every pair "
+        "is matched by itself."
+    )
+    note = (
+        "above_mean: above the mean of the networks' own. The same functions: outputs of the permuted networks differ "
+        f"by {s['certificate']['difference']:.0e} of the largest (float64; {s['certificate']['control']:.0e} for a "
+        f"broken permutation).{cycles if len(s['networks']) > 2 else ''}"
+    )
+    behind = [*runs.endpoints_behind(run), run]
+    parts = [
+        tag("h2", f"{_task(run)}, the mean of {', '.join(s['networks'])}, aligned by {ALIGNED_BY[s['method']]}"),
+        table("Loss and error of the mean", heads, rows, "figures"),
+        tag("p", note, class_="note"),
+        tag("h3", "How it was made"),
+        *_commands(behind),
+        *_provenance(behind, "Runs behind this mean"),
+        *_configurations([("the mean", run)]),
     ]
     return tag("section", *parts, id=name)
 
@@ -338,10 +405,10 @@ def _how_measured(paths: Sequence[PathResult]) -> str:
 # ----------------------------------------------------------------------------------------------- how it was made
 
 
-def _commands(pair: Pair) -> list[Markup]:
+def _commands(behind: Sequence[Found]) -> list[Markup]:
     """Every command that made these runs, in the order they finished."""
     made: dict[str, list[str]] = {}
-    for run in sorted(pair.behind, key=lambda r: str(r.read("DONE").get("finished", ""))):
+    for run in sorted(behind, key=lambda r: str(r.read("DONE").get("finished", ""))):
         command = run.read("provenance.json").get("command")
         if command:
             made.setdefault(str(command), []).append(run.stage)
@@ -357,10 +424,10 @@ def _commands(pair: Pair) -> list[Markup]:
     ]
 
 
-def _provenance(pair: Pair) -> list[Markup]:
+def _provenance(behind: Sequence[Found], caption: str) -> list[Markup]:
     """What is the same for every run said once, the rest as a table."""
     facts = []
-    for run in pair.behind:
+    for run in behind:
         p = run.read("provenance.json")
         device = {"device": p.get("device_name", p.get("device"))}
         versions = {k: p.get(k) for k in ("modeconn", "git", "python", "torch", "numpy")}
@@ -369,21 +436,21 @@ def _provenance(pair: Pair) -> list[Markup]:
     differ = varied(facts)
     common = [tag("div", tag("dt", k), tag("dd", str(v))) for k, v in facts[0].items() if k not in differ and v]
     rows = []
-    for run, fact in zip(pair.behind, facts, strict=True):
+    for run, fact in zip(behind, facts, strict=True):
         seconds = run.read("provenance.json").get("seconds")
         finished = str(run.read("DONE").get("finished", "")).replace("T", " ")
         own = [str(fact[k]) for k in differ]
         cells = [tag("code", f"{run.name}/{run.version}"), run.digest, "" if seconds is None else f"{seconds:g}"]
         rows.append(row(run.stage, *cells, finished, *own))
     heads = ("Stage", "Directory", "Digest", "Seconds", "Finished", *differ)
-    return [tag("dl", *common, class_="facts"), table("Runs behind these paths", heads, rows, "runs")]
+    return [tag("dl", *common, class_="facts"), table(caption, heads, rows, "runs")]
 
 
-def _configurations(pair: Pair) -> list[Markup]:
+def _configurations(named: Iterable[tuple[str, Found]]) -> list[Markup]:
     found = []
-    for run, path in zip(pair.measured, pair.paths, strict=True):
+    for name, run in named:
         file = run.folder / "config.yaml"
         if file.exists():
-            title = tag("summary", f"Configuration of the {path.title}")
+            title = tag("summary", f"Configuration of {name}")
             found.append(tag("details", title, tag("pre", file.read_text(encoding="utf-8"), tabindex=0)))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which readers with any colour vision can tell apart; line styles say it again.
 STYLES = [("#D55E00", "-"), ("#0072B2", "-"), ("#009E73", "--"), ("#CC79A7", "-."), ("#E69F00", ":"), ("#56B4E9", "--")]
+STROKES = ["-", "--", "-.", ":"]
 ENDS = "endpoints"
+WIDTH = 7.2  # inches
 PANELS = [("train_loss", "Train loss, with weight decay"), ("test_error", "Test error (%)")]
 
 
@@ -26,6 +29,13 @@ class PathResult:
     title: str
     table: pd.DataFrame
     summary: dict[str, Any]
+
+
+def style(number: int) -> tuple[str, str]:
+    """Colour and stroke of a line: one of STYLES, and after these their colours with other strokes."""
+    again, first = divmod(number, len(STYLES))
+    colour, stroke = STYLES[first]
+    return colour, STROKES[(STROKES.index(stroke) + again) % len(STROKES)]
 
 
 def save(paths: Sequence[PathResult], heading: str, file: Path, kind: str) -> None:
@@ -52,7 +62,12 @@ def save(paths: Sequence[PathResult], heading: str, file: Path, kind: str) -> No
 def _draw(paths: Sequence[PathResult], heading: str) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.3), layout="constrained")
+    longest = max(len(path.title) for path in paths)
+    columns = min(len(paths) + 1, max(1, int(WIDTH / (0.07 * longest + 0.55))))
+    rows = -(-(len(paths) + 1) // columns)
+    title = textwrap.wrap(heading, 90)
+    height = 3.1 + 0.19 * rows + 0.17 * (len(title) - 1)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, (column, name) in zip(panels, PANELS, strict=True):
         _panel(axes, paths, column, name)
@@ -65,21 +80,22 @@ def _draw(paths: Sequence[PathResult], heading: str) -> Figure:
         handles,
         labels,
         loc="outside lower center",
-        ncols=min(len(labels), 4 if max(map(len, labels)) < 24 else 2),
+        ncols=columns,
         title=note,
         title_fontsize=7,
     )
     legend.get_title().set_color("0.4")
-    figure.suptitle(heading, fontsize=10)
+    figure.suptitle("\n".join(title), fontsize=10)
     return figure
 
 
 def _panel(axes: Axes, paths: Sequence[PathResult], column: str, name: str) -> None:
-    for path, (colour, line) in zip(paths, (STYLES * len(paths))[: len(paths)], strict=True):
+    for i, path in enumerate(paths):
+        colour, line = style(i)
         t, value = path.table["t"], path.table[column]
         band = 1.96 * path.table[f"{column}_se"]
         axes.plot(t, value, line, color=colour, linewidth=1.6, label=path.title)
-        axes.fill_between(t, value - band, value + band, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(t, value - band, value + band, color=colour, alpha=0.18 * min(1, 6 / len(paths)), linewidth=0)
         top = int(value.to_numpy().argmax())
         axes.plot(
             t.iloc[top],

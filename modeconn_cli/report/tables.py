@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,8 @@ ALIGNED_BY = {
     "activation": "activation matching",
     "straight_through": "the straight-through estimator",
     "sinkhorn": "Sinkhorn re-basin",
+    "merge_many": "MergeMany",
+    "c2m3": "C2M3's Frank-Wolfe",
 }
 
 
@@ -32,11 +36,32 @@ def read_path(folder: Path) -> PathResult:
 def read_paths(folders: Sequence[Path]) -> list[PathResult]:
     """Measured paths that are shown together, each with a title of its own."""
     paths = [read_path(folder) for folder in folders]
-    titles = [p.title for p in paths]
-    if len(set(titles)) < len(titles):  # the same kind of path fitted twice: only the digest tells them apart
-        named = zip(paths, folders, strict=True)
-        paths = [replace(p, title=f"{p.title} ({Found(folder).digest[:6]})") for p, folder in named]
-    return paths
+    if len({endpoints_of(p) for p in paths}) > 1:
+        paths = [replace(p, title=f"{p.title}, {endpoints_of(p)}") for p in paths]
+    if len(methods_of(paths)) > 1:
+        paths = [replace(p, title=f"{p.title} ({m.replace('_', '-')})") if m else p for p, m in aligned_by(paths)]
+    times = Counter(p.title for p in paths)  # of a kind of path that was fitted twice only the digest tells which
+    named = zip(paths, folders, strict=True)
+    return [replace(p, title=f"{p.title} ({Found(f).digest[:6]})") if times[p.title] > 1 else p for p, f in named]
+
+
+def drawing_order(run: Found) -> tuple[bool, str, str]:
+    """Sorts measured paths: segments before curves, as the endpoints are before as they are aligned."""
+    return run.stage != "interpolate", run.read("summary.json").get("aligned_by") or "", run.name
+
+
+def endpoints_of(path: PathResult) -> str:
+    """The endpoints by name, whether the second is aligned or not."""
+    return str(path.summary["task"]["endpoints"]).removesuffix(" aligned")
+
+
+def aligned_by(paths: Sequence[PathResult]) -> list[tuple[PathResult, str | None]]:
+    """Every path, and the method by which its second endpoint was aligned, if any."""
+    return [(p, p.summary.get("aligned_by")) for p in paths]
+
+
+def methods_of(paths: Sequence[PathResult]) -> list[str]:
+    return sorted({method for _, method in aligned_by(paths) if method})
 
 
 def barrier_rows(paths: list[PathResult]) -> list[dict[str, Any]]:
@@ -59,6 +84,11 @@ def barrier_rows(paths: list[PathResult]) -> list[dict[str, Any]]:
     return rows
 
 
+def kind_of(title: str) -> str:
+    """The kind of a path from its title, without a curve's details: "Bezier curve + REPAIR"."""
+    return re.sub(r", [^+(]*?(?= [+(]|$)", "", title)
+
+
 def verdict_sentence(path: PathResult) -> str:
     """The verdict on one path in a sentence, with its interval and its convention."""
     v = path.summary["verdict"]
@@ -67,7 +97,7 @@ def verdict_sentence(path: PathResult) -> str:
     level = round(100 * path.summary["intervals"]["confidence"])
     loss = path.summary["barriers"]["train_loss"]["above_mean"]
     return (
-        f"The {path.title.split(',')[0]} {how} {path.summary['task']['endpoints']}: test-error barrier "
+        f"The {kind_of(path.title)} {how} {path.summary['task']['endpoints']}: test-error barrier "
         f"{v['value']:.2f} points [{v['low']:.2f}, {v['high']:.2f}], {sign} {v['below']:g}; train-loss barrier "
         f"{loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}] (above_mean, {level}% intervals)."
     )
@@ -81,7 +111,7 @@ def connection(verdicts: list[dict[str, Any]], first: str, second: str) -> tuple
     first_yes = next((v for v in verdicts if v["connected"] == "yes"), None)
     undecided = [v for v in verdicts if v["connected"] == "undecided"]
     told = first_yes or (min(undecided, key=lambda v: v["value"]) if undecided else verdicts[-1])
-    kind = told["path"].split(",")[0]
+    kind = kind_of(told["path"])
     figures = (
         f"test-error barrier {told['value']:.2f} points [{told['low']:.2f}, {told['high']:.2f}] along the {kind}, "
         f"{told['convention']}, {100 * told['confidence']:g}% interval, threshold {told['below']:g}"
@@ -105,7 +135,9 @@ def connection(verdicts: list[dict[str, Any]], first: str, second: str) -> tuple
 
 def heading(paths: list[PathResult]) -> str:
     """What a figure of these paths shows, in a line."""
-    task = paths[0].summary["task"]
-    methods = sorted({p.summary["aligned_by"] for p in paths if p.summary.get("aligned_by")})
-    aligned = f", aligned by {' and '.join(ALIGNED_BY[m] for m in methods)}" if methods else ""
-    return f"{task['architecture']} on {task['dataset']}, endpoints {task['endpoints']}{aligned}"
+    tasks = dict.fromkeys(f"{p.summary['task']['architecture']} on {p.summary['task']['dataset']}" for p in paths)
+    given = [p.summary["task"]["endpoints"] for p in paths]
+    ends = dict.fromkeys(given if len({*given}) == 1 else map(endpoints_of, paths))
+    methods = methods_of(paths)
+    aligned = f", aligned by {ALIGNED_BY[methods[0]]}" if len(methods) == 1 else ""
+    return f"{'; '.join(tasks)}, endpoints {', '.join(ends)}{aligned}"

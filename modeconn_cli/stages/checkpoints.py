@@ -59,7 +59,9 @@ def read_state(file: Path) -> dict[str, Tensor]:
                 "it as torch.save(model.state_dict(), path) or as safetensors."
             ) from None
         raise UserError(f"{file} is not a readable checkpoint; save it again.") from None
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except KeyError:  # which has but the number of a byte that is no instruction
+        raise UserError(f"{file} is not a readable checkpoint; save it again.") from None
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise UserError(f"{file} is not a readable checkpoint ({_first_line(error)}); save it again.") from None
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -14,6 +14,7 @@ from modeconn_cli.evaluation import Scores, require_same
 from modeconn_cli.evaluation.barriers import resampled_means
 from modeconn_cli.runs import Run
 from modeconn_cli.schema import BatchNorm, Interpolation, Match, Renormalise
+from modeconn_cli.stages import Saver
 from modeconn_cli.stages.checkpoints import write_state
 from modeconn_cli.stages.context import Context
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, split_note
@@ -57,7 +58,9 @@ class Merged(Permuting):
 
         method = merge_many if options.method is Match.merge_many else cycle_consistent
         restarts = RESTARTS if options.restarts is None else options.restarts
-        permutations, objective = method(symmetry, here, names, options.sweeps, restarts, options.seed, watch=watch)
+        permutations, objective = method(
+            symmetry, here, names, options.sweeps, restarts, options.seed, watch, Saver(run, context)
+        )
         aligned = [symmetry.permute(s, p) for s, p in zip(states, permutations, strict=True)]
         certificate = certify_all(module, symmetry, states, aligned, self.examples())
         for k, (state, found) in enumerate(zip(states, permutations, strict=True)):

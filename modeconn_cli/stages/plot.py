@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from modeconn_cli import runs
 from modeconn_cli.errors import UserError
 from modeconn_cli.report.plots import save
-from modeconn_cli.report.tables import heading, read_paths
+from modeconn_cli.report.tables import drawing_order, heading, read_paths
 from modeconn_cli.runs import Found, Identity, Run
 from modeconn_cli.stages import Stage
 from modeconn_cli.stages.context import Context
@@ -86,7 +87,25 @@ def choose_measured(root: Path, wanted: Sequence[str], everything: bool = False)
                 f"{origin.folder}: no path between its endpoints has been measured; `modeconn fit-curve` does it."
             )
     newest = {(r.stage, r.name): r for r in sorted(fitting, key=lambda r: int(r.version[1:]))}
-    return sorted(newest.values(), key=lambda r: (r.stage != "interpolate", r.name))
+    return sorted(newest.values(), key=drawing_order)
+
+
+def choose_reported(root: Path, wanted: Sequence[str]) -> tuple[list[Found], list[Found]]:
+    """The measured paths that a person means (choose_measured), and the means of several networks: those named or all.
+
+    Raises:
+        UserError: as choose_measured, where there are no means.
+    """
+    done = sorted((r for r in runs.find_all(root) if r.status == "done"), key=lambda r: int(r.version[1:]))
+    means = [r for r in done if "merged" in r.read("summary.json")]
+    if not wanted:
+        newest = list({r.name: r for r in means}.values())
+        measured = any(r.stage in MEASURED for r in done) or not newest
+        return (choose_measured(root, [], everything=True) if measured else []), newest
+    found = {w: runs.find(root, w).folder.resolve() for w in wanted}
+    named = [r for r in means if r.folder.resolve() in found.values()]
+    others = [w for w, folder in found.items() if folder not in {r.folder.resolve() for r in named}]
+    return (choose_measured(root, others) if others else []), named
 
 
 def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Path]:
@@ -104,7 +123,9 @@ def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Pa
             output.parent.mkdir(parents=True, exist_ok=True)
             write_figure(folders, output, output.suffix[1:])
         return [output]
-    label = chosen[0].name.rsplit("-", 2)[0]
+    labels = [r.name.rsplit("-", 2)[0].split("-") for r in chosen]
+    shared = itertools.takewhile(lambda words: len({*words}) == 1, zip(*labels, strict=False))
+    label = "-".join(words[0] for words in shared) or "paths"
     identity = Identity(Plot.name, Plot.VERSION, label, {}, [r.digest for r in chosen])
     with runs.claim(identity, root, False, lambda _: None) as run:
         if run.status != "cached":

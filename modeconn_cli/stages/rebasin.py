@@ -21,9 +21,9 @@ from torch.func import functional_call
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation import require_same
 from modeconn_cli.evaluation.batchnorm import norm_layers
-from modeconn_cli.runs import Run
+from modeconn_cli.runs import Run, writable
 from modeconn_cli.schema import USED_BY, Between, Config, Interpolation, Match, Similarity, check, fields_off_default
-from modeconn_cli.stages import Stage
+from modeconn_cli.stages import Saver, Stage
 from modeconn_cli.stages.checkpoints import write_state
 from modeconn_cli.stages.context import Context, Silent, recent
 from modeconn_cli.stages.endpoints import Endpoint, pair_label
@@ -32,7 +32,7 @@ from modeconn_cli.symmetry.axes import Leaf, leaves
 from modeconn_cli.symmetry.graph import CannotTrace, trace
 from modeconn_cli.symmetry.groups import Axes, Symmetry, symmetry_of
 from modeconn_cli.symmetry.learned import Check, Loss, Parameters, sinkhorn_matching, straight_through
-from modeconn_cli.symmetry.matching import Matching, default_restarts, weight_matching
+from modeconn_cli.symmetry.matching import Matching, Memory, default_restarts, weight_matching
 from modeconn_cli.symmetry.written import read_groups, write_groups
 
 CERTIFIED_ON = 64  # examples
@@ -138,7 +138,7 @@ class Aligned(Permuting, Endpoint):
     def compute(self, run: Run) -> None:
         module, symmetry, batch = self.traced
         a, b = self.start.state(), self.end.state()
-        found = self._match(module, symmetry, batch, a, b)
+        found = self._match(module, symmetry, batch, a, b, Saver(run, self.context))
         aligned = symmetry.permute(b, found.permutations)
         certificate = certify_all(module, symmetry, [b], [aligned], self.examples())
         write_state(run, "permutation.safetensors", symmetry.moves(b, found.permutations))
@@ -178,7 +178,13 @@ class Aligned(Permuting, Endpoint):
         return {"name": self.end.short_name, **{k: summary[k] for k in keep}}
 
     def _match(
-        self, module: nn.Module, symmetry: Symmetry, batch: int, a: dict[str, Tensor], b: dict[str, Tensor]
+        self,
+        module: nn.Module,
+        symmetry: Symmetry,
+        batch: int,
+        a: dict[str, Tensor],
+        b: dict[str, Tensor],
+        memory: Memory,
     ) -> Matching:
         options = self.context.config.rebasin
         if options.method is Match.activation:
@@ -190,7 +196,7 @@ class Aligned(Permuting, Endpoint):
             watch = self._watch(restarts + 1)
             return weight_matching(
                 symmetry, first, second, names, options.seed, restarts, options.sweeps,
-                lambda start, sweep, objective: watch(start, f"sweep {sweep + 1} objective {objective:.4f}"),
+                lambda start, sweep, objective: watch(start, f"sweep {sweep + 1} objective {objective:.4f}"), memory,
             )  # fmt: skip
         loss, check = self._losses(a)
         watch = self._watch(options.steps)
@@ -209,6 +215,7 @@ class Aligned(Permuting, Endpoint):
                 options.lr or 1e-3,
                 seed=options.seed,
                 watch=trained,
+                memory=memory,
             )
         return sinkhorn_matching(
             symmetry,
@@ -223,6 +230,7 @@ class Aligned(Permuting, Endpoint):
             options.between is Between.random,
             seed=options.seed,
             watch=trained,
+            memory=memory,
         )
 
     def _watch(self, total: int) -> Callable[[int, str], None]:
@@ -309,6 +317,8 @@ def groups_of(
     Raises:
         UserError: it cannot be traced and there is no output, the groups are not the network's, or the file is there.
     """
+    if output is not None and output.exists():
+        raise UserError(f"{output} is there already; give another name.")
     check(config)
     context = Context(config, Silent())
     if task is None:
@@ -319,10 +329,6 @@ def groups_of(
     torch.manual_seed(0)
     module = context.module(task).eval()
     not_traced = None
-    if output is not None and output.exists():
-        raise UserError(f"{output} is there already; give another name.")
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"{output}: there is no directory {output.parent}; make it first, or give another name.")
     try:
         if config.rebasin.groups is not None:
             symmetry = read_groups(_read_text(config.rebasin.groups), module.state_dict(), config.rebasin.groups)
@@ -335,7 +341,9 @@ def groups_of(
         still: dict[str, Axes] = {k: [Leaf(n, pinned=True) for n in v.shape] for k, v in module.state_dict().items()}
         symmetry, not_traced = symmetry_of(still), str(error)
     if output is not None:
-        output.write_text(write_groups(symmetry, module.state_dict()), encoding="utf-8")
+        with writable(output, "--output FILE"):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(write_groups(symmetry, module.state_dict()), encoding="utf-8")
     number = {g.leaf: i for i, g in enumerate(symmetry.groups)}
     along: list[list[str]] = [[] for _ in symmetry.groups]
     in_place = []

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from modeconn_cli.symmetry.axes import Leaf, mixed
 from modeconn_cli.symmetry.groups import Symmetry
-from modeconn_cli.symmetry.matching import Matching, WeightProblem, ascend, assign, settle
+from modeconn_cli.symmetry.matching import Forgetful, Matching, Memory, WeightProblem, ascend, assign, settle
 
 Parameters = Mapping[str, Tensor]
 Loss = Callable[[Parameters, int], Tensor]  # of a network with these parameters, on a step's batch
@@ -45,6 +45,12 @@ class _Best:
             self.permutations, self._lowest = [p.clone() for p in permutations], loss
         self.found.append(loss)
 
+    def state(self) -> dict[str, Any]:
+        return {"found": self.found, "lowest": self._lowest, "permutations": self.permutations}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.found, self._lowest, self.permutations = state["found"], state["lowest"], state["permutations"]
+
     def matching(self) -> Matching:
         return Matching(self.permutations, self.found, 0, self.found[0], self._lowest, "midpoint loss")
 
@@ -60,6 +66,7 @@ def straight_through(
     check_every: int = 20,
     seed: int = 0,
     watch: Watch = lambda step, loss: None,
+    memory: Memory = Forgetful(),  # noqa: B008 - it has no state
 ) -> Matching:
     """Match B to A for a low loss at the midpoint.
 
@@ -71,15 +78,24 @@ def straight_through(
     Args:
         a, b: the parameters of the traced module that count, on one device.
         check_every: steps between looks at whether the midpoint is the best so far.
+        memory: its state is left there whenever that is due.
     """
     names = list(a)
     free = {n: a[n].detach().float().clone() for n in names}
     optimizer = torch.optim.Adam(list(free.values()), lr)
-    problem = WeightProblem(symmetry, free, b, names)
     best = _Best(symmetry, a, b, check)
     rng = np.random.default_rng(seed)
-    settle(problem)
-    for step in range(steps):
+    begun = memory.begun()
+    problem = WeightProblem(symmetry, free, b, names, begun["permutations"] if begun else None)
+    if begun:
+        for n, saved in zip(names, begun["free"], strict=True):
+            free[n].copy_(saved)
+        optimizer.load_state_dict(begun["optimizer"])
+        rng.bit_generator.state = begun["rng"]
+        best.load(begun["best"])
+    else:
+        settle(problem)
+    for step in range(begun["step"] if begun else 0, steps):
         problem.aim(free)
         deque(ascend(problem, rng), 0)
         if step % check_every == 0:
@@ -90,6 +106,17 @@ def straight_through(
         for n, gradient in zip(names, torch.autograd.grad(here, list(middle.values()), allow_unused=True), strict=True):
             free[n].grad = torch.zeros_like(free[n]) if gradient is None else gradient / 2
         optimizer.step()
+        if memory.due:
+            memory.save(
+                {
+                    "step": step + 1,
+                    "free": [free[n] for n in names],
+                    "permutations": problem.permutations,
+                    "optimizer": optimizer.state_dict(),
+                    "rng": rng.bit_generator.state,
+                    "best": best.state(),
+                }
+            )
         watch(step, float(here.detach()))
     problem.aim(free)
     deque(ascend(problem, rng), 0)
@@ -111,6 +138,7 @@ def sinkhorn_matching(
     check_every: int = 20,
     seed: int = 0,
     watch: Watch = lambda step, loss: None,
+    memory: Memory = Forgetful(),  # noqa: B008 - it has no state
 ) -> Matching:
     """Match B to A by doubly stochastic matrices, trained by gradient descent (Adam).
 
@@ -121,6 +149,7 @@ def sinkhorn_matching(
         temperature: what the matrices' logarithms are divided by; lower is nearer to permutations.
         unrolled: differentiate through so many rounds of normalisation; None: implicitly, at their limit.
         everywhere: a random point of the line at every step (the paper's Rnd), not its midpoint (Mid).
+        memory: as of :func:`straight_through`.
     """
     best = _Best(symmetry, a, b, check)
     device = next(iter(a.values())).device
@@ -129,7 +158,14 @@ def sinkhorn_matching(
     optimizer = torch.optim.Adam(logits, lr)
     generator = torch.Generator().manual_seed(seed)
     scale = sum(float(v.square().sum()) for v in a.values())
-    for step in range(steps):
+    begun = memory.begun()
+    if begun:
+        for own, saved in zip([*logits, *columns], [*begun["logits"], *begun["columns"]], strict=True):
+            own.data.copy_(saved)
+        optimizer.load_state_dict(begun["optimizer"])
+        generator.set_state(begun["rng"])
+        best.load(begun["best"])
+    for step in range(begun["step"] if begun else 0, steps):
         soft = {
             g.leaf: sinkhorn(x / temperature, unrolled, v)
             for g, x, v in zip(symmetry.groups, logits, columns, strict=True)
@@ -143,9 +179,20 @@ def sinkhorn_matching(
         optimizer.zero_grad()
         here.backward()
         optimizer.step()
-        watch(step, float(here.detach()))
         if step % check_every == check_every - 1 or step == steps - 1:
             best.try_out([torch.from_numpy(assign(x.detach().double().cpu().numpy())) for x in logits])
+        if memory.due:
+            memory.save(
+                {
+                    "step": step + 1,
+                    "logits": [x.detach() for x in logits],
+                    "columns": columns,
+                    "optimizer": optimizer.state_dict(),
+                    "rng": generator.get_state(),
+                    "best": best.state(),
+                }
+            )
+        watch(step, float(here.detach()))
     return best.matching()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from modeconn_cli.symmetry.axes import Place
 from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.symmetry.learned import mix
-from modeconn_cli.symmetry.matching import WeightProblem, ascend, assign
+from modeconn_cli.symmetry.matching import Forgetful, Memory, WeightProblem, ascend, assign
 
 States = Sequence[Mapping[str, Tensor]]
 RESTARTS = 3
@@ -32,26 +32,34 @@ def merge_many(
     restarts: int = RESTARTS,
     seed: int = 0,
     watch: Watch = lambda step, objective: None,
+    memory: Memory = Forgetful(),  # noqa: B008 - it has no state
 ) -> tuple[list[list[Tensor]], list[float]]:
     """Match every network to the mean of the others, until none moves (Ainsworth et al. 2023, algorithm 3).
 
     Args:
         rounds: most of one start.
         restarts: further starts, from random permutations; the best counts.
+        memory: what is found is left there after every start.
 
     Returns:
         For every network a permutation of each group, the first network's the identity; and after every round the sum
         over pairs of the inner products of their parameters.
     """
-    found = []
-    for start in range(restarts + 1):
+    found = _found_so_far(memory)
+    for start in range(len(found), restarts + 1):
         rng = np.random.default_rng([seed, start])
         permutations = [symmetry.identity() for _ in states]
         if start:
             permutations = [[torch.from_numpy(rng.permutation(g.size)) for g in symmetry.groups] for _ in states]
         found.append(_to_the_others(symmetry, states, parameters, permutations, rng, rounds, watch))
+        memory.save({"found": found})
     permutations, objective = max(found, key=lambda f: f[1][-1])
     return _from_the_first(symmetry, permutations), objective
+
+
+def _found_so_far(memory: Memory) -> list[tuple[list[list[Tensor]], list[float]]]:
+    begun = memory.begun()
+    return begun["found"] if begun else []
 
 
 def _to_the_others(
@@ -93,6 +101,7 @@ def cycle_consistent(
     restarts: int = RESTARTS,
     seed: int = 0,
     watch: Watch = lambda step, objective: None,
+    memory: Memory = Forgetful(),  # noqa: B008 - it has no state
 ) -> tuple[list[list[Tensor]], list[float]]:
     """Match all networks to one another at once by Frank-Wolfe (Crisostomi et al. 2024, C2M3, arXiv:2405.17897).
 
@@ -106,12 +115,13 @@ def cycle_consistent(
         rounds: most steps of one start.
         restarts: starts after the first, which is no permutation, as in the paper: matrices that prefer none, but for
             the first network's (were all such, none would have a gradient), then random permutations. The best counts.
+        memory: as of :func:`merge_many`.
 
     Returns:
         As :func:`merge_many`.
     """
-    found = []
-    for start in range(restarts + 1):
+    found = _found_so_far(memory)
+    for start in range(len(found), restarts + 1):
         rng = np.random.default_rng([seed, start])
 
         def begin(n: int, network: int, start: int = start, rng: np.random.Generator = rng) -> Tensor:
@@ -123,6 +133,7 @@ def cycle_consistent(
         nearest, climbed = _frank_wolfe(symmetry, states, parameters, rounds, first, watch)
         permutations, settled = _to_the_others(symmetry, states, parameters, nearest, rng, rounds, watch)
         found.append((permutations, [*climbed, *settled]))
+        memory.save({"found": found})
     permutations, objective = max(found, key=lambda f: f[1][-1])
     return _from_the_first(symmetry, permutations), objective
 

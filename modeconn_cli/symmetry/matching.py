@@ -7,10 +7,12 @@ problem.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +39,32 @@ class Matching:
     before: float
     after: float
     measure: str = "inner product"
+
+
+class Memory(Protocol):
+    """Where a search leaves what it has found, for a later process to go on from to the same end."""
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to leave something."""
+
+    def begun(self) -> dict[str, Any] | None:
+        """What was left; None: nothing."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Leave tensors and plain values."""
+
+
+class Forgetful:
+    """Remembers nothing."""
+
+    due = False
+
+    def begun(self) -> dict[str, Any] | None:
+        return None
+
+    def save(self, state: dict[str, Any]) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -480,6 +508,7 @@ def weight_matching(
     restarts: int | None = None,
     sweeps: int = 100,
     watch: Callable[[int, int, float], None] = lambda start, sweep, objective: None,
+    memory: Memory = Forgetful(),  # noqa: B008 - it has no state
 ) -> Matching:
     """Match B to A by their weights.
 
@@ -493,11 +522,13 @@ def weight_matching(
         parameters: names of the tensors that count; BatchNorm's running statistics and the like do not.
         restarts: further starts; None: 8, or 1 where a group has more than 1024 indices.
         watch: called after every sweep with start, sweep and objective; it may raise to stop.
+        memory: what is found is left there after every start.
     """
-    best: Matching | None = None
+    begun = memory.begun()
+    best = Matching(**begun["best"]) if begun else None
     if restarts is None:
         restarts = default_restarts(symmetry)
-    for start in range(restarts + 1):
+    for start in range(begun["starts"] if begun else 0, restarts + 1):
         rng = np.random.default_rng([seed, start])
         problem = WeightProblem(symmetry, a, b, parameters, best.permutations if best else None)
         solved = None
@@ -507,6 +538,7 @@ def weight_matching(
                 return Matching([], [before], 0, before, before)
             solved = settle(problem)
         else:
+            before = best.before
             _shake(problem, rng)
         objective = [problem.objective()]
         for sweep in ascend(problem, rng, sweeps, solved):
@@ -516,6 +548,7 @@ def weight_matching(
                 break
         if best is None or objective[-1] > best.objective[-1]:
             best = Matching(problem.permutations, objective, start, before, objective[-1])
+        memory.save({"starts": start + 1, "best": dataclasses.asdict(best)})
     assert best is not None
     return best
 
