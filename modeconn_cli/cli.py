@@ -447,7 +447,10 @@ def symmetries(
             f"{found['not_traced']}. {output} has all its tensors with every dimension in its place: give the "
             f"dimensions that may move names, and then rebasin.groups={output}."
         )
-    print_json({"command": "symmetries", **found}) if as_json else show_symmetries(found)
+    if as_json:
+        print_json({"command": "symmetries", **found})
+    elif not found["not_traced"]:
+        show_symmetries(found)
 
 
 def _shape(text: str) -> tuple[int, ...]:

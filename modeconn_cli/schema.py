@@ -473,7 +473,9 @@ class Runtime:
         ChannelsLast.auto, "Memory layout of image batches; auto: where measured faster."
     )
     deterministic: bool = option(True, "Ask PyTorch for deterministic kernels (on CUDA some are slower).")
-    save_every: float = option(20.0, "Seconds between saved states; a killed run loses at most this much.", gt=0)
+    save_every: float = option(
+        20.0, "Seconds between saved states; a killed run loses at most this much of its training.", gt=0
+    )
     output_dir: str = option("outputs", "Where run directories go.")
     trackers: list[TrackerName] = option([], "Experiment trackers that are sent the same as the CSV files hold.")
     force: bool = option(False, "Compute the command's own stages again, into their next version (--force).")

@@ -310,6 +310,8 @@ def test_a_checkpoint_that_is_a_directory_or_not_there(trained: list[dict[str, T
     (tmp_path / "folder.pt").mkdir()
     for wrong in ("folder.pt", "nowhere.pt"):
         assert wrong in refused(*segment(good, wrong), "-q")
+    (tmp_path / "hello.pt").write_text("hello")
+    assert "hello.pt is not a readable checkpoint; save it again" in refused(*segment(good, "hello.pt"), "-q")
     assert not (tmp_path / "outputs").exists()
 
 

@@ -198,7 +198,7 @@ def summaries(lab: Path, width: int) -> list[dict[str, Any]]:
 
 def test_gather_gives_mean_std_and_interval_over_seeds(lab: Path) -> None:
     rows = ok("gather", str(lab), "--by", "architecture.width", "--over", "seed", "--json").json["rows"]
-    assert [(r["path"], r["architecture.width"], r["n"]) for r in rows] == [("segment", "4", 3), ("segment", "8", 3)]
+    assert [(r["path"], r["architecture.width"], r["n"]) for r in rows] == [("segment", 4, 3), ("segment", 8, 3)]
     for row, width in zip(rows, (4, 8), strict=True):
         values = [s["barriers"]["train_loss"]["above_mean"]["value"] for s in summaries(lab, width)]
         found = row["metrics"]["train_loss.above_mean"]

@@ -68,6 +68,7 @@ def trace(module: nn.Module, example: Tensor) -> Symmetry:
             program = torch.export.export(module.eval(), (example,)).run_decompositions()
     except Exception as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        said = said.partition(" (unhinted")[0]  # names of symbols that are torch's own
         raise CannotTrace(f"{type(module).__name__} cannot be traced{_culprit(error)}: {said}") from error
     finally:
         module.train(mode)
