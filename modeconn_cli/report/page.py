@@ -96,9 +96,9 @@ def make_page(measured: Sequence[Found], means: Sequence[Found] = ()) -> str:
     ]
     here = Path(__file__).parent
     colours = "".join(f".style{i}{{--ink:{colour}}}" for i, (colour, _) in enumerate(STYLES))
-    style = (here / "page.css").read_text(encoding="utf-8") + colours
+    sheet = (here / "page.css").read_text(encoding="utf-8") + colours
     script = (here / "page.js").read_text(encoding="utf-8")
-    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
+    policy = f"default-src 'none'; style-src {_hash(sheet)}; script-src {_hash(script)}"
     return "<!doctype html>\n" + tag(
         "html",
         tag(
@@ -106,7 +106,7 @@ def make_page(measured: Sequence[Found], means: Sequence[Found] = ()) -> str:
             Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
             Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
             tag("title", f"Mode connectivity: {_about(pairs, means)}"),
-            tag("style", Markup(style)),
+            tag("style", Markup(sheet)),
         ),
         tag("body", tag("main", *body), embedded(charts, "charts"), tag("script", Markup(script))),
         lang="en",
