@@ -337,22 +337,20 @@ def show_symmetries(found: dict[str, Any]) -> None:
     table.add_column("runs along", overflow="fold")
     alike = Counter((g["size"], tuple(g["along"])) for g in found["groups"])
     for (size, along), times in alike.items():
-        shown = along[:6]
-        more = len(along) - len(shown)
-        table.add_row(
-            str(size), str(times), ", ".join(shown).replace("[", "\\[") + (f" and {more} more" if more else "")
-        )
+        table.add_row(str(size), str(times), _first(along))
     out.print(table)
     out.print(
         f"\n{_count(len(found['groups']), 'group')}, 10^{found['log10_symmetries']:.0f} networks of "
         f"{found['parameters']:,} parameters compute the same function. In place: "
         f"{', '.join(found['in_place']) or 'nothing'}."
     )
-    for name, times in found["pinned_by"].items():
-        out.print(
-            f"[yellow]{name} needs an order or is not known, and holds what it touches in place "
-            f"({_count(times, 'time')})[/]"
-        )
+    for name, held in found["pinned_by"].items():
+        out.print(f"[yellow]{name} needs an order or is not known, and holds in place {_first(held)}[/]")
+
+
+def _first(places: Sequence[str], most: int = 6) -> str:
+    more = len(places) - most
+    return ", ".join(places[:most]).replace("[", "\\[") + (f" and {more} more" if more > 0 else "")
 
 
 def _count(n: int, what: str) -> str:

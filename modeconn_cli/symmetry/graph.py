@@ -14,7 +14,6 @@ import math
 import operator
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -166,11 +165,19 @@ class _Walk:
                 activations[name] = computed[name]
         return replace(found, held_by=self._held_by(), program=self.program, seen_at=activations)
 
-    def _held_by(self) -> dict[str, int]:
-        """Operations that took freedom from a tensor of the network, and how often."""
-        stored = {leaf for axes in self.tensors.values() for axis in axes for leaf in leaves(axis)}
-        found = [name for name, free in self.held if any(leaf in stored for axis in free for leaf in leaves(axis))]
-        return dict(Counter(found))
+    def _held_by(self) -> dict[str, list[str]]:
+        """Operations that took freedom from tensors of the network, and the dimensions of these."""
+        stored: dict[Leaf, list[str]] = {}
+        for name, axes in self.tensors.items():
+            for dim, axis in enumerate(axes):
+                for leaf in leaves(axis):
+                    stored.setdefault(leaf, []).append(f"{name}[{dim}]")
+        found: dict[str, dict[str, None]] = {}
+        for operation, free in self.held:
+            places = [place for axis in free for leaf in leaves(axis) for place in stored.get(leaf, [])]
+            if places:
+                found.setdefault(operation, {}).update(dict.fromkeys(places))
+        return {operation: [*places] for operation, places in found.items()}
 
     def hold(self, node: Node, axes: Sequence[Axis]) -> None:
         """Pin axes for an operation that needs their order, or is not known."""

@@ -39,14 +39,14 @@ class Symmetry:
     groups: those with more than one index, in the order in which parameters meet them.
     axes: of every parameter and buffer, by its name in state_dict.
     inside: for a group, what depends on it: for every index of the group the groups that move there, as number lists.
-    held_by: operations that need an order or are not known, and hold what they touch in place, with how often.
+    held_by: operations that need an order or are not known, each with the dimensions of tensors that it holds in place.
     program: the traced graph, if there is one. seen_at: the axes of those of its values that are activations, by name.
     """
 
     groups: list[Group]
     axes: dict[str, Axes]
     inside: dict[int, list[list[list[int]]]]
-    held_by: dict[str, int] = field(default_factory=dict)
+    held_by: dict[str, list[str]] = field(default_factory=dict)
     program: torch.export.ExportedProgram | None = field(default=None, repr=False)
     seen_at: dict[str, Axes] = field(default_factory=dict, repr=False)
 
