@@ -181,6 +181,7 @@ def main() -> None:
         "rebasin": lambda: command("rebasin", *rebasin, *batch_norm),
         "rebasin_layer_norm": lambda: command("rebasin_layer_norm", *rebasin, *layer_norm),
         "experiment": lambda: command("experiment", *experiment),
+        "rebasin_lower_lr": lambda: command("rebasin_lower_lr", *rebasin, "endpoints.lr=0.1"),
     }
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     failed = 0
