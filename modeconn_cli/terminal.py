@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
-from modeconn_cli.report.gather import as_table
+from modeconn_cli.report.gather import as_table, count
 from modeconn_cli.runs import Run
 
 # A pipe or a file has no width to fold names for.
@@ -340,7 +340,7 @@ def show_symmetries(found: dict[str, Any]) -> None:
         table.add_row(str(size), str(times), _first(along))
     out.print(table)
     out.print(
-        f"\n{_count(len(found['groups']), 'group')}, 10^{found['log10_symmetries']:.0f} networks of "
+        f"\n{count(len(found['groups']), 'group')}, 10^{found['log10_symmetries']:.0f} networks of "
         f"{found['parameters']:,} parameters compute the same function. In place: "
         f"{', '.join(found['in_place']) or 'nothing'}."
     )
@@ -351,10 +351,6 @@ def show_symmetries(found: dict[str, Any]) -> None:
 def _first(places: Sequence[str], most: int = 6) -> str:
     more = len(places) - most
     return ", ".join(places[:most]).replace("[", "\\[") + (f" and {more} more" if more > 0 else "")
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" + ("" if n == 1 else "s")
 
 
 def show_tables(tables: Sequence[Any]) -> None:

@@ -102,6 +102,11 @@ def as_override(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
+def count(number: int, what: str) -> str:
+    """So many things, in words: "1 path", "2 paths"."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 @dataclass(frozen=True)
 class Aggregate:
     """Mean, standard deviation over n replicates (n - 1 below), and an interval for the mean; nan where n is 1."""

@@ -17,7 +17,7 @@ from modeconn_cli import runs
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.report.charts import DASHES, QUANTITIES, Chart, Line, chart_data, draw, shown, swatch
-from modeconn_cli.report.gather import REPLICATION, SHAPED_BY, as_override, gather, run_settings, varied
+from modeconn_cli.report.gather import REPLICATION, SHAPED_BY, as_override, count, gather, run_settings, varied
 from modeconn_cli.report.markup import Markup, embedded, join, row, table, tag
 from modeconn_cli.report.plots import STYLES, PathResult, style
 from modeconn_cli.report.tables import ALIGNED_BY, drawing_order, heading, read_paths, verdict_sentence
@@ -159,7 +159,7 @@ def _task(run: Found) -> str:
 
 
 def _abstract(pairs: Sequence[Pair], means: Sequence[Found]) -> str:
-    parts = [*([_counted(pairs)] if pairs else []), *([_count(len(means), "mean")] if means else [])]
+    parts = [*([_counted(pairs)] if pairs else []), *([count(len(means), "mean")] if means else [])]
     return f"{_about(pairs, means)}: {'; '.join(parts)}."
 
 
@@ -167,11 +167,7 @@ def _counted(pairs: Sequence[Pair]) -> str:
     counts = [p.summary["verdict"]["connected"] for pair in pairs for p in pair.paths]
     said = ", ".join(f"{counts.count(k)} {v}" for k, v in VERDICTS.items() if k in counts)
     several = f"{len(pairs)} pairs of endpoints, " if len(pairs) > 1 else ""
-    return f"{several}{_count(len(counts), 'measured path')}, {said}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{several}{count(len(counts), 'measured path')}, {said}"
 
 
 # ------------------------------------------------------------------------------------------------ across pairs

@@ -39,7 +39,7 @@ def read_paths(folders: Sequence[Path]) -> list[PathResult]:
     if len({endpoints_of(p) for p in paths}) > 1:
         paths = [replace(p, title=f"{p.title}, {endpoints_of(p)}") for p in paths]
     if len(methods_of(paths)) > 1:
-        paths = [replace(p, title=f"{p.title} ({m.replace('_', '-')})") if m else p for p, m in aligned_by(paths)]
+        paths = [replace(p, title=f"{p.title} ({m.replace('_', '-')})") if (m := aligned_by(p)) else p for p in paths]
     times = Counter(p.title for p in paths)  # of a kind of path that was fitted twice only the digest tells which
     named = zip(paths, folders, strict=True)
     return [replace(p, title=f"{p.title} ({Found(f).digest[:6]})") if times[p.title] > 1 else p for p, f in named]
@@ -55,13 +55,14 @@ def endpoints_of(path: PathResult) -> str:
     return str(path.summary["task"]["endpoints"]).removesuffix(" aligned")
 
 
-def aligned_by(paths: Sequence[PathResult]) -> list[tuple[PathResult, str | None]]:
-    """Every path, and the method by which its second endpoint was aligned, if any."""
-    return [(p, p.summary.get("aligned_by")) for p in paths]
+def aligned_by(path: PathResult) -> str | None:
+    """The method by which the second endpoint was aligned, if any."""
+    found: str | None = path.summary.get("aligned_by")
+    return found
 
 
 def methods_of(paths: Sequence[PathResult]) -> list[str]:
-    return sorted({method for _, method in aligned_by(paths) if method})
+    return sorted({method for method in map(aligned_by, paths) if method})
 
 
 def barrier_rows(paths: list[PathResult]) -> list[dict[str, Any]]:
