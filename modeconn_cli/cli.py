@@ -11,7 +11,8 @@ import typer
 
 from modeconn_cli import __version__
 from modeconn_cli.errors import RunFailed, UserError
-from modeconn_cli.session import Session, complain, print_json, without_nan
+from modeconn_cli.front.session import Session, complain, print_json, without_nan
+from modeconn_cli.runs.find import find, removable, remove
 
 # The base of every complaint about a command line, wherever this version of Typer keeps it.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -116,7 +117,7 @@ def pipeline(name: str) -> Callable[..., None]:
         as_json: AsJson = False,
         quiet: Quiet = False,
     ) -> None:
-        from modeconn_cli.launch import compose, launcher_of, scatter
+        from modeconn_cli.front.compose import compose, launcher_of, scatter
 
         given = list(overrides or [])
         if name == "rebasin" and not any(o.startswith(CHOOSES_REBASIN) for o in given):
@@ -240,8 +241,8 @@ def gather(
 
     modeconn gather --by architecture --over seed, or modeconn gather 'outputs/evaluate/*resnet20*' --format latex.
     """
+    from modeconn_cli.front.terminal import show_gathered
     from modeconn_cli.report import gather as g
-    from modeconn_cli.terminal import show_gathered
 
     for flag, value, allowed in (("--interval", interval, INTERVALS), ("--format", form, FORMATS)):
         if value not in allowed:
@@ -287,10 +288,10 @@ def connect(
     dataset.mean=null dataset.std=null normalises them. Weight decay is taken as 0, so the loss is plain cross-entropy;
     endpoints.weight_decay=... and curve.weight_decay=... say otherwise.
     """
-    from modeconn_cli.launch import compose, groups, quoted
+    from modeconn_cli.front.compose import compose, groups, quoted
+    from modeconn_cli.front.terminal import show_result
     from modeconn_cli.report.tables import connection
-    from modeconn_cli.terminal import show_result
-    from modeconn_cli.training import steps_per_epoch
+    from modeconn_cli.training.loop import steps_per_epoch
 
     named = groups()
     if model in named["architecture"]:
@@ -378,8 +379,8 @@ def reproduce(
 
     A scaled run is no reproduction, and its heading says what differs. What is not run, or cannot be yet, stays empty.
     """
-    from modeconn_cli import reproduce as r
-    from modeconn_cli.terminal import show_reproduction, show_tables
+    from modeconn_cli.front import reproduce as r
+    from modeconn_cli.front.terminal import show_reproduction, show_tables
 
     known = r.tables()
     if listed or name is None:
@@ -393,7 +394,7 @@ def reproduce(
             show_tables(list(known.values()))
         return
     if name not in known:
-        from modeconn_cli.launch import nearest
+        from modeconn_cli.front.compose import nearest
 
         raise UserError(f"no table {name!r}{nearest(name, list(known))}; there are {', '.join(known)}.")
     table = r.chosen(known[name], scale, row or [])
@@ -436,9 +437,9 @@ def symmetries(
 
     modeconn symmetries architecture=torchvision architecture.model=vit_b_16 --input 3,224,224
     """
-    from modeconn_cli.launch import compose
+    from modeconn_cli.front.compose import compose
+    from modeconn_cli.front.terminal import show_symmetries
     from modeconn_cli.stages.rebasin import groups_of
-    from modeconn_cli.terminal import show_symmetries
 
     (job,) = compose(list(overrides or []), config_dir=config_dir)
     found = groups_of(job.config, output, None if shape is None else (_shape(shape), classes))
@@ -465,7 +466,7 @@ def doctor(
     as_json: AsJson = False, data_dir: Annotated[str | None, typer.Option(help="Also look for data sets here.")] = None
 ) -> None:
     """Show versions, devices, and which data sets are found or how to get them."""
-    from modeconn_cli.doctor import examine, show
+    from modeconn_cli.front.doctor import examine, show
 
     found = examine(data_dir)
     print_json(found) if as_json else show(found)
@@ -478,7 +479,7 @@ def runs_list(
     as_json: AsJson = False,
 ) -> None:
     """List runs, oldest first, with what each found."""
-    from modeconn_cli import browse
+    from modeconn_cli.front import browse
 
     browse.list_runs(output_dir, match, as_json)
 
@@ -490,7 +491,7 @@ def runs_show(
     as_json: AsJson = False,
 ) -> None:
     """Show one run: its results, where it came from, its files."""
-    from modeconn_cli import browse
+    from modeconn_cli.front import browse
 
     browse.show_run(output_dir, run, as_json)
 
@@ -498,7 +499,7 @@ def runs_show(
 @runs_app.command("compare")
 def runs_compare(first: str, second: str, output_dir: OutputDir = Path("outputs"), as_json: AsJson = False) -> None:
     """Compare two runs: settings that differ, and results side by side."""
-    from modeconn_cli import browse
+    from modeconn_cli.front import browse
 
     browse.compare_runs(output_dir, first, second, as_json)
 
@@ -509,9 +510,8 @@ def runs_path(
     output_dir: OutputDir = Path("outputs"),
 ) -> None:
     """Print a run's directory, for scripts: cd "$(modeconn runs path 3f2a)"."""
-    from modeconn_cli import runs
 
-    print(runs.find(output_dir, run).folder.resolve())
+    print(find(output_dir, run).folder.resolve())
 
 
 @runs_app.command("gc")
@@ -525,16 +525,16 @@ def runs_gc(
     as_json: AsJson = False,
 ) -> None:
     """Remove what no kept run needs, after showing it. Without --keep: replaced versions and damaged runs."""
-    from modeconn_cli import browse, runs
+    from modeconn_cli.front import browse
 
-    going = runs.removable(output_dir, keep or [])
+    going = removable(output_dir, keep or [])
     sizes = {removal.run: removal.run.size() for removal in going}
     if not as_json:
         browse.show_removals(going, sizes, output_dir)
     ask = not yes and going and not as_json and sys.stdin.isatty()
     sure = yes or (ask and typer.confirm("Remove them?"))
     for removal in going if sure else []:
-        runs.remove(removal.run)
+        remove(removal.run)
     if as_json:
         rows = [{"directory": str(r.run.folder), "why": r.why, "bytes": sizes[r.run]} for r in going]
         print_json({"command": "runs gc", "removed": bool(sure), "bytes": sum(sizes.values()), "runs": rows})
@@ -568,11 +568,11 @@ def complete_line(line: str) -> None:
     elif command.name == "completion":
         candidates = [f"{shell} " for shell in SCRIPTS]
     elif command.name in PIPELINES:
-        from modeconn_cli.launch import complete
+        from modeconn_cli.front.compose import complete
 
         candidates = complete(rest, incomplete)
     elif command.name in ("plot", "report", "show", "compare", "path"):
-        from modeconn_cli.runs import find_all
+        from modeconn_cli.runs.find import find_all
 
         candidates = [f"{name} " for name in sorted({f"{r.stage}/{r.name}" for r in find_all(Path("outputs"))})]
     else:

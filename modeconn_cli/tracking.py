@@ -19,8 +19,9 @@ from queue import SimpleQueue
 from typing import Any, ClassVar, Protocol
 
 from modeconn_cli.errors import Interrupted, UserError
-from modeconn_cli.runs import Found, Run
-from modeconn_cli.schema import TrackerName
+from modeconn_cli.runs.directory import Run
+from modeconn_cli.runs.find import Found
+from modeconn_cli.settings import TrackerName
 
 PATIENCE, HURRIED = 30.0, 5.0  # seconds that a finished, or a stopped, command waits for what is still being sent
 Values = Mapping[str, Any]

@@ -24,14 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modeconn_cli import models, paths
-from modeconn_cli.data import Augment, Data, Split
-from modeconn_cli.evaluation import Evaluator
-from modeconn_cli.evaluation.batchnorm import norm_layers
-from modeconn_cli.schema import Interpolation, Sampling, Training
-from modeconn_cli.stages.context import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory
-from modeconn_cli.training import Trainer, draw_epoch
+from modeconn_cli.data.dataset import Augment, Data, Split
+from modeconn_cli.evaluation.buffers import norm_layers
+from modeconn_cli.evaluation.evaluator import Evaluator
+from modeconn_cli.families.bezier import Bezier
+from modeconn_cli.models import build as models
+from modeconn_cli.settings import Interpolation, Sampling, Training
+from modeconn_cli.training.loop import Trainer, draw_epoch
 from modeconn_cli.weights import FlatModule
+from modeconn_cli.work.context import MMAP_THRESHOLD, TRIM_THRESHOLD
+from modeconn_cli.work.machine import keep_freed_memory
 
 BATCH = 128
 # Family, input, options, and the examples of an evaluated batch (the default is 1000).
@@ -119,7 +121,7 @@ def bench(name: str, rounds: int, device: torch.device) -> Iterator[tuple[str, l
     net = FlatModule(fresh(), channels_last=convolutional)
     W_kp = net.point.repeat(3, 1)
     recipe = Training(batch_size=BATCH, lr=1e-9)
-    trainer = Trainer(net, paths.Bezier(2), W_kp, slice(1, 2), data, recipe, 0)
+    trainer = Trainer(net, Bezier(2), W_kp, slice(1, 2), data, recipe, 0)
     net.module.train()
     c = [0.25, 0.5, 0.25]
     epoch = draw_epoch(data, 0, 0, trainer.steps_per_epoch, Sampling.stratified)
@@ -171,7 +173,7 @@ def bench_evaluation(
     W_kp = net.point.repeat(3, 1)
     net.bind(W_kp[0].clone())
     rests = [net.rest(), net.rest()]
-    points = paths.Bezier(2).coefficients(np.linspace(0.1, 0.9, 3))
+    points = Bezier(2).coefficients(np.linspace(0.1, 0.9, 3))
     layers = norm_layers(module)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     batches = [

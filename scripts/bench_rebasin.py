@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeconn_cli import models
 from modeconn_cli.data.sources import digits
+from modeconn_cli.matching.weight import assign, weight_matching
+from modeconn_cli.models import build as models
 from modeconn_cli.symmetry.axes import leaves, permuted, places
 from modeconn_cli.symmetry.graph import trace
 from modeconn_cli.symmetry.groups import Symmetry
-from modeconn_cli.symmetry.matching import assign, weight_matching
 
 NETWORKS: dict[str, tuple[str, tuple[int, ...], dict[str, object]]] = {
     "vgg16": ("vgg", (3, 32, 32), {"depth": 16}),

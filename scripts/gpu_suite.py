@@ -22,13 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from modeconn_cli import models, paths
-from modeconn_cli.data import Augment, Data, Split
-from modeconn_cli.schema import Training
+from modeconn_cli.data.dataset import Augment, Data, Split
+from modeconn_cli.families.bezier import Bezier
+from modeconn_cli.matching.learned import sinkhorn_matching
+from modeconn_cli.matching.weight import weight_matching
+from modeconn_cli.models import build as models
+from modeconn_cli.settings import Training
 from modeconn_cli.symmetry.graph import trace
-from modeconn_cli.symmetry.learned import sinkhorn_matching
-from modeconn_cli.symmetry.matching import weight_matching
-from modeconn_cli.training import Trainer
+from modeconn_cli.training.loop import Trainer
 from modeconn_cli.weights import FlatModule
 
 
@@ -50,7 +51,7 @@ def make_trainer(device: torch.device, recipe: Training) -> Trainer:
     net = FlatModule(models.build("resnet", (3, 16, 16), 10, depth=8, width=0.5).to(device), channels_last=True)
     rows = net.point.repeat(3, 1)
     rows[1:] += 0.01 * torch.randn(rows[1:].shape, generator=torch.Generator().manual_seed(1)).to(device)
-    return Trainer(net, paths.Bezier(2), rows, slice(1, 2), toy(device), recipe, seed=3)
+    return Trainer(net, Bezier(2), rows, slice(1, 2), toy(device), recipe, seed=3)
 
 
 def gradient(device: torch.device) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def gradient(device: torch.device) -> dict[str, Any]:
     loss = F.cross_entropy(functional_call(module, net.named(w), (x,)), y) + 0.05 * (w * w).sum()
     wanted = torch.autograd.grad(loss, leaf)[0][1]
     before = rows[1].clone()
-    trainer = Trainer(net, paths.Bezier(2), rows, slice(1, 2), data, recipe, seed=0)
+    trainer = Trainer(net, Bezier(2), rows, slice(1, 2), data, recipe, seed=0)
     trainer.lr = 1.0
     trainer.descend(x, y, c)
     error = float(((before - rows[1]) - wanted).norm() / wanted.norm())

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modeconn_cli import cli, launch, schema
+from modeconn_cli import cli, settings
+from modeconn_cli.front import compose as launch
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -92,7 +93,7 @@ def refused(*words: str, code: int = 2) -> str:
     return line.removeprefix("modeconn: ")
 
 
-def compose(*overrides: str, config_dir: str | None = None) -> schema.Config:
+def compose(*overrides: str, config_dir: str | None = None) -> settings.Config:
     """The configuration that overrides make, through the same bridge as the commands."""
     (job,) = launch.compose(overrides, config_dir=config_dir)
     return job.config
@@ -159,7 +160,7 @@ def write_images(file: Path, n: int = 20, side: int = 32, classes: int = 3) -> P
 _SERVER = """
 import contextlib, io, json, os, sys, traceback
 import hydra, matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, scipy.optimize
-import modeconn_cli.launch, modeconn_cli.stages.plan, modeconn_cli.terminal
+import modeconn_cli.front.compose, modeconn_cli.work.plan, modeconn_cli.front.terminal
 from modeconn_cli import cli
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # Hydra's first call is its slowest
     sys.argv = ["modeconn", "fit-curve", "dataset=two_spirals", "--dry-run"]

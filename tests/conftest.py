@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from modeconn_cli.data import Augment, Data, Split
+from modeconn_cli.data.dataset import Augment, Data, Split
 
 torch.set_num_threads(1)
 settings.register_profile("modeconn", deadline=None, derandomize=True, max_examples=60, database=None)

@@ -30,10 +30,12 @@ from cli_helpers import BIN, QUICK, ROOT, call, no_pictures, ok, refused
 from safetensors.torch import save_file
 from test_data import IDX_FILES, cifar_pickles, idx_bytes, write_folder
 
-from modeconn_cli import cli, launch, schema
+from modeconn_cli import cli, settings
 from modeconn_cli.errors import UserError
-from modeconn_cli.schema import plain
-from modeconn_cli.stages.context import Context, Silent
+from modeconn_cli.front import compose as launch
+from modeconn_cli.settings import plain
+from modeconn_cli.work.context import Context
+from modeconn_cli.work.reporting import Silent
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDE = ROOT / "docs" / "own-network.md"
@@ -322,7 +324,7 @@ def test_a_documented_command_runs(line: tuple[str, ...], sandbox: Path, monkeyp
 
 # ------------------------------------------------------------------------------- settings, commands, links
 
-GROUPS = "|".join(schema.NODES)
+GROUPS = "|".join(settings.NODES)
 KEY = re.compile(rf"(?<![\w/.-])({GROUPS})\.([a-z]\w*)")
 CHOICE = re.compile(rf"(?<![\w/.-])({GROUPS}|experiment)=([a-z]\w*)")
 ENDINGS = ("py", "pt", "csv", "npz", "md", "json", "yaml", "safetensors")
@@ -330,7 +332,7 @@ ENDINGS = ("py", "pt", "csv", "npz", "md", "json", "yaml", "safetensors")
 
 def fields(group: str) -> dict[str, dataclasses.Field[Any]]:
     """The settings of a group, whatever is chosen in it."""
-    return {f.name: f for node in schema.NODES[group].values() for f in dataclasses.fields(node)}
+    return {f.name: f for node in settings.NODES[group].values() for f in dataclasses.fields(node)}
 
 
 def code_of(page: Path) -> list[str]:

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from cli_helpers import SPIRALS, Answer, call, compose, folders, ok, refused, results, statuses, versions
 
-from modeconn_cli import schema, tracking
+from modeconn_cli import settings, tracking
 from modeconn_cli.errors import Interrupted
-from modeconn_cli.schema import TrackerName
-from modeconn_cli.stages import Saver
+from modeconn_cli.settings import TrackerName
 from modeconn_cli.tracking import Trackers, flat, installed
+from modeconn_cli.work.saving import Saver
 
 FIT = ["fit-curve", *SPIRALS, "endpoints.epochs=3", "curve.epochs=2", "--json"]
 ENDPOINT = ["train-endpoints", *SPIRALS, "endpoints.epochs=3", "endpoints.seeds=[5]", "--json"]
@@ -294,8 +294,8 @@ def test_a_tracker_named_twice_is_one() -> None:
 
 
 def test_lists_of_enumerations_are_known_for_completion() -> None:
-    assert schema.allowed_items(schema.Runtime, "trackers") == list(TrackerName)
-    assert schema.allowed_items(schema.Runtime, "threads") == []
+    assert settings.allowed_items(settings.Runtime, "trackers") == list(TrackerName)
+    assert settings.allowed_items(settings.Runtime, "threads") == []
 
 
 # ------------------------------------------------------------------------------------ what each one keeps

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from modeconn_cli.data.formats import Raw, tensor
 from modeconn_cli.errors import UserError
-from modeconn_cli.schema import Arrays, Channels
+from modeconn_cli.settings import Arrays, Channels
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 EXACT = 2**53  # beyond this a float no longer holds every integer

@@ -32,7 +32,7 @@ from modeconn_cli.data.formats import (
     read_svhn,
 )
 from modeconn_cli.errors import UserError
-from modeconn_cli.schema import Arrays, Dataset, Source, TwoSpirals
+from modeconn_cli.settings import Arrays, Dataset, Source, TwoSpirals
 
 SYSTEM_FOLDERS = {Source.fashion_mnist: Path("/usr/share/datasets/fashion-mnist")}
 TORCHVISION = {

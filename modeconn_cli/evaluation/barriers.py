@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.paths import Array
+from modeconn_cli.families.base import Array
 
 CONVENTIONS = ("above_line", "above_mean", "above_max", "midpoint")
 

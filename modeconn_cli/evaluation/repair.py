@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from modeconn_cli.evaluation.batchnorm import norm_layers, reestimate
+from modeconn_cli.evaluation.buffers import norm_layers, reestimate
 from modeconn_cli.weights import FlatModule
 
 Moments = dict[nn.Module, tuple[Tensor, Tensor]]  # mean and standard deviation of every channel (C,)

@@ -13,8 +13,8 @@ import numpy as np
 import yaml
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.runs import Found, endpoints_behind
-from modeconn_cli.schema import USED_BY, Match
+from modeconn_cli.runs.find import Found, endpoints_behind
+from modeconn_cli.settings import USED_BY, Match
 
 SHAPED_BY = {  # the groups of a run's configuration that its stage depends on
     "train-endpoints": ("dataset", "architecture", "endpoints"),

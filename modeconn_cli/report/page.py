@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from modeconn_cli import runs
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.report.charts import DASHES, QUANTITIES, Chart, Line, chart_data, draw, shown, swatch
@@ -21,7 +20,8 @@ from modeconn_cli.report.gather import REPLICATION, SHAPED_BY, as_override, coun
 from modeconn_cli.report.markup import Markup, embedded, join, row, table, tag
 from modeconn_cli.report.plots import STYLES, PathResult, style
 from modeconn_cli.report.tables import ALIGNED_BY, drawing_order, heading, read_paths, verdict_sentence
-from modeconn_cli.runs import Found, Run
+from modeconn_cli.runs.directory import Run, writable
+from modeconn_cli.runs.find import Found, endpoints_behind, endpoints_of, upstream_of
 
 METRICS = [q for q in QUANTITIES if "_" in q]
 TRAINING = {"loss": "train_loss", "error": "train_error", "lr": "lr"}  # columns of metrics.csv
@@ -50,8 +50,8 @@ class Pair:
     @cached_property
     def behind(self) -> list[Found]:
         """Every run that the paths stand on, before what stands on it; the paths themselves last."""
-        before = [u for run in self.measured for u in runs.upstream_of(run)]
-        every = [u for run in before for u in [*runs.upstream_of(run), run]]
+        before = [u for run in self.measured for u in upstream_of(run)]
+        every = [u for run in before for u in [*upstream_of(run), run]]
         return list({run.folder: run for run in [*every, *self.measured]}.values())
 
     @cached_property
@@ -77,7 +77,7 @@ def write_page(measured: Sequence[Found], means: Sequence[Found], file: Path) ->
         UserError: the place cannot be written.
     """
     page = make_page(measured, means)
-    with runs.writable(file, "--output FILE"):
+    with writable(file, "--output FILE"):
         file.parent.mkdir(parents=True, exist_ok=True)
         Run(file.parent, "run", "").write_text(file.name, page)
 
@@ -121,7 +121,7 @@ def _hash(text: str) -> str:
 def _pairs(measured: Sequence[Found]) -> list[Pair]:
     groups: dict[tuple[str, ...], list[Found]] = {}
     for run in measured:
-        groups.setdefault(runs.endpoints_of(run) or (run.name,), []).append(run)
+        groups.setdefault(endpoints_of(run) or (run.name,), []).append(run)
     pairs = []
     for group in groups.values():
         ordered = sorted(group, key=drawing_order)
@@ -141,7 +141,7 @@ def _told_apart(pairs: Sequence[Pair]) -> list[Pair]:
     named = []
     for pair, own in zip(pairs, settings, strict=True):
         differ = [f"{k}={own.get(k)}" for k in keys]
-        digests = "-".join(d[:6] for d in runs.endpoints_of(pair.measured[0]))
+        digests = "-".join(d[:6] for d in endpoints_of(pair.measured[0]))
         named.append(replace(pair, name=f"{pair.name} ({', '.join([*differ, digests])})"))
     return named
 
@@ -286,7 +286,7 @@ def _mean_section(run: Found, name: str) -> Markup:
         f"by {s['certificate']['difference']:.0e} of the largest (float64; {s['certificate']['control']:.0e} for a "
         f"broken permutation).{cycles if len(s['networks']) > 2 else ''}"
     )
-    behind = [*runs.endpoints_behind(run), run]
+    behind = [*endpoints_behind(run), run]
     parts = [
         tag("h2", f"{_task(run)}, the mean of {', '.join(s['networks'])}, aligned by {ALIGNED_BY[s['method']]}"),
         table("Loss and error of the mean", heads, rows, "figures"),
@@ -324,7 +324,7 @@ def _training(pair: Pair) -> list[Chart]:
             continue
         found = pd.read_csv(file)
         y = {q: found[column].tolist() for q, column in TRAINING.items()}
-        curve = next((i for i, m in enumerate(pair.measured) if run in runs.upstream_of(m)), None)
+        curve = next((i for i, m in enumerate(pair.measured) if run in upstream_of(m)), None)
         if run.stage == "train-endpoints" or curve is None:
             stroke = list(DASHES.values())[len(lines) % len(DASHES)]
             name, style = f"seed {run.read('summary.json').get('seed', run.digest)}", None

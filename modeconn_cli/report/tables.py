@@ -14,7 +14,7 @@ import pandas as pd
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.report.plots import PathResult
-from modeconn_cli.runs import Found
+from modeconn_cli.runs.find import Found
 
 BARRIER_METRICS = ("train_loss", "test_error")
 ALIGNED_BY = {

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli import paths
 from modeconn_cli.errors import UserError
-from modeconn_cli.runs import Run
-from modeconn_cli.schema import CurveKind, Sampling, recipe
-from modeconn_cli.stages import Stage
-from modeconn_cli.stages.checkpoints import read_metadata, read_state, write_state
-from modeconn_cli.stages.context import Context
+from modeconn_cli.families import paths
+from modeconn_cli.networks import read_metadata, read_state, write_state
+from modeconn_cli.runs.directory import Run
+from modeconn_cli.settings import CurveKind, Sampling, recipe
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, pair_label
-from modeconn_cli.stages.fitting import fit
-from modeconn_cli.training import Trainer, steps_per_epoch
+from modeconn_cli.training.loop import Trainer, steps_per_epoch
 from modeconn_cli.weights import FlatModule
+from modeconn_cli.work.context import Context
+from modeconn_cli.work.fitting import fit
+from modeconn_cli.work.stage import Stage
 
 
 class FitCurve(Stage):

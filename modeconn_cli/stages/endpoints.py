@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.evaluation import Evaluator
-from modeconn_cli.paths import Point
-from modeconn_cli.runs import Run
-from modeconn_cli.schema import Interpolation, recipe
-from modeconn_cli.stages import Stage
-from modeconn_cli.stages.checkpoints import read_state, write_state
-from modeconn_cli.stages.context import Context
-from modeconn_cli.stages.fitting import fit
-from modeconn_cli.training import Trainer, steps_per_epoch
+from modeconn_cli.evaluation.evaluator import Evaluator
+from modeconn_cli.families.point import Point
+from modeconn_cli.networks import read_state, write_state
+from modeconn_cli.runs.directory import Run
+from modeconn_cli.settings import Interpolation, recipe
+from modeconn_cli.training.loop import Trainer, steps_per_epoch
 from modeconn_cli.weights import FlatModule, matching_state
+from modeconn_cli.work.context import Context
+from modeconn_cli.work.fitting import fit
+from modeconn_cli.work.stage import Stage
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -9,19 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli import paths
 from modeconn_cli.errors import RunFailed
-from modeconn_cli.evaluation import Evaluator, Scores, gram, require_same, search_maximum
 from modeconn_cli.evaluation.barriers import barrier_intervals, resampled_means, verdict
-from modeconn_cli.paths import Array
-from modeconn_cli.runs import Run
-from modeconn_cli.schema import BatchNorm, Optimizer, Renormalise, fields_off_default
-from modeconn_cli.stages import Saver, Stage
-from modeconn_cli.stages.context import Context
+from modeconn_cli.evaluation.evaluator import Evaluator, Scores, gram, require_same, search_maximum
+from modeconn_cli.families.base import Array, Path
+from modeconn_cli.families.bezier import segment
+from modeconn_cli.families.geometry import geometry
+from modeconn_cli.runs.directory import Run
+from modeconn_cli.settings import BatchNorm, Optimizer, Renormalise, fields_off_default
 from modeconn_cli.stages.curve import FitCurve, end_points
 from modeconn_cli.stages.endpoints import Endpoint, pair_label, split_note
 from modeconn_cli.stages.rebasin import Aligned
 from modeconn_cli.weights import FlatModule
+from modeconn_cli.work.context import Context
+from modeconn_cli.work.saving import Saver
+from modeconn_cli.work.stage import Stage
 
 SPLITS = ("train", "test")
 METRICS = tuple(f"{split}_{metric}" for split in SPLITS for metric in ("loss", "nll", "error"))
@@ -46,7 +48,7 @@ class MeasuredPath(Stage):
         raise NotImplementedError
 
     @property
-    def path(self) -> paths.Path:
+    def path(self) -> Path:
         raise NotImplementedError
 
     @property
@@ -96,7 +98,7 @@ class MeasuredPath(Stage):
         squared = gram(W_kp)
 
         def train_loss(t: float) -> float:
-            _, l2 = paths.geometry(self.path, squared, np.array([t]))
+            _, l2 = geometry(self.path, squared, np.array([t]))
             return measure(t)["train"].means[0] + self.weight_decay / 2 * float(l2[0]) ** 2
 
         search_maximum(train_loss, grid, np.array([train_loss(float(t)) for t in grid]), options.search_max)
@@ -126,7 +128,7 @@ class MeasuredPath(Stage):
     def _table(
         self, t: Array, on_grid: np.ndarray, squared: Array, measured: dict[float, dict[str, Scores]]
     ) -> tuple[list[dict[str, Any]], dict[str, Array]]:
-        length, l2 = paths.geometry(self.path, squared, t)
+        length, l2 = geometry(self.path, squared, t)
         columns = {"t": t, "length": length, "l2": l2}
         errors = {}
         for split in SPLITS:
@@ -231,8 +233,8 @@ class Segment(MeasuredPath):
         return "-".join(filter(None, words))
 
     @property
-    def path(self) -> paths.Path:
-        return paths.segment()
+    def path(self) -> Path:
+        return segment()
 
     def control_points(self, net: FlatModule) -> Tensor:
         return end_points(net, self.start, self.end)
@@ -259,7 +261,7 @@ class MeasuredCurve(MeasuredPath):
         return self.curve.label
 
     @property
-    def path(self) -> paths.Path:
+    def path(self) -> Path:
         return self.curve.path
 
     @property

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.evaluation import Scores, require_same
 from modeconn_cli.evaluation.barriers import resampled_means
-from modeconn_cli.runs import Run
-from modeconn_cli.schema import BatchNorm, Interpolation, Match, Renormalise
-from modeconn_cli.stages import Saver
-from modeconn_cli.stages.checkpoints import write_state
-from modeconn_cli.stages.context import Context
+from modeconn_cli.evaluation.evaluator import Scores, require_same
+from modeconn_cli.matching.many import RESTARTS, cycle_consistent, cycle_error, merge_many, pairs_of
+from modeconn_cli.matching.weight import weight_matching
+from modeconn_cli.networks import write_state
+from modeconn_cli.runs.directory import Run
+from modeconn_cli.settings import BatchNorm, Interpolation, Match, Renormalise
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, split_note
 from modeconn_cli.stages.rebasin import Permuting, certify_all
-from modeconn_cli.symmetry.many import RESTARTS, cycle_consistent, cycle_error, merge_many, pairs_of
-from modeconn_cli.symmetry.matching import weight_matching
+from modeconn_cli.work.context import Context
+from modeconn_cli.work.saving import Saver
 
 SPLITS = ("train", "test")
 

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeconn_cli import runs
 from modeconn_cli.errors import UserError
 from modeconn_cli.report.plots import save
 from modeconn_cli.report.tables import drawing_order, heading, read_paths
-from modeconn_cli.runs import Found, Identity, Run
-from modeconn_cli.stages import Stage
-from modeconn_cli.stages.context import Context
+from modeconn_cli.runs.directory import Identity, Run, claim, writable
+from modeconn_cli.runs.find import Found, endpoints_of, find, find_all, require_done
+from modeconn_cli.runs.provenance import provenance
 from modeconn_cli.stages.endpoints import pair_label
 from modeconn_cli.stages.measure import MeasuredPath
+from modeconn_cli.work.context import Context
+from modeconn_cli.work.stage import Stage
 
 MEASURED = ("interpolate", "evaluate")
 
@@ -63,13 +64,13 @@ def choose_measured(root: Path, wanted: Sequence[str], everything: bool = False)
     Raises:
         UserError: no such run, or nothing measured between its endpoints.
     """
-    measured = [r for r in runs.find_all(root) if r.stage in MEASURED and r.status == "done"]
+    measured = [r for r in find_all(root) if r.stage in MEASURED and r.status == "done"]
     if not measured:
         raise UserError(
             f"nothing has been measured under {root}/ yet: `modeconn fit-curve` or `modeconn interpolate` first."
         )
     if len(wanted) > 1:
-        chosen = [runs.require_done(runs.find(root, w)) for w in wanted]
+        chosen = [require_done(find(root, w)) for w in wanted]
         unmeasured = [str(r.folder) for r in chosen if r.stage not in MEASURED]
         if unmeasured:
             raise UserError(
@@ -79,9 +80,9 @@ def choose_measured(root: Path, wanted: Sequence[str], everything: bool = False)
     if everything and not wanted:
         fitting = measured
     else:
-        origin = runs.find(root, wanted[0]) if wanted else measured[-1]
-        ends = runs.endpoints_of(origin)
-        fitting = [r for r in measured if ends and runs.endpoints_of(r) == ends]
+        origin = find(root, wanted[0]) if wanted else measured[-1]
+        ends = endpoints_of(origin)
+        fitting = [r for r in measured if ends and endpoints_of(r) == ends]
         if not fitting:
             raise UserError(
                 f"{origin.folder}: no path between its endpoints has been measured; `modeconn fit-curve` does it."
@@ -96,13 +97,13 @@ def choose_reported(root: Path, wanted: Sequence[str]) -> tuple[list[Found], lis
     Raises:
         UserError: as choose_measured, where there are no means.
     """
-    done = sorted((r for r in runs.find_all(root) if r.status == "done"), key=lambda r: int(r.version[1:]))
+    done = sorted((r for r in find_all(root) if r.status == "done"), key=lambda r: int(r.version[1:]))
     means = [r for r in done if "merged" in r.read("summary.json")]
     if not wanted:
         newest = list({r.name: r for r in means}.values())
         measured = any(r.stage in MEASURED for r in done) or not newest
         return (choose_measured(root, [], everything=True) if measured else []), newest
-    found = {w: runs.find(root, w).folder.resolve() for w in wanted}
+    found = {w: find(root, w).folder.resolve() for w in wanted}
     named = [r for r in means if r.folder.resolve() in found.values()]
     others = [w for w, folder in found.items() if folder not in {r.folder.resolve() for r in named}]
     return (choose_measured(root, others) if others else []), named
@@ -119,7 +120,7 @@ def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Pa
     chosen = choose_measured(root, wanted)
     folders = [r.folder for r in chosen]
     if output is not None:
-        with runs.writable(output, "--output FILE"):
+        with writable(output, "--output FILE"):
             output.parent.mkdir(parents=True, exist_ok=True)
             write_figure(folders, output, output.suffix[1:])
         return [output]
@@ -127,10 +128,10 @@ def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Pa
     shared = itertools.takewhile(lambda words: len({*words}) == 1, zip(*labels, strict=False))
     label = "-".join(words[0] for words in shared) or "paths"
     identity = Identity(Plot.name, Plot.VERSION, label, {}, [r.digest for r in chosen])
-    with runs.claim(identity, root, False, lambda _: None) as run:
+    with claim(identity, root, False, lambda _: None) as run:
         if run.status != "cached":
-            with runs.writable(run.folder):
+            with writable(run.folder):
                 draw_into(run, folders)
-                run.write_json("provenance.json", runs.provenance([Run(f, "cached", "") for f in folders], {}))
+                run.write_json("provenance.json", provenance([Run(f, "cached", "") for f in folders], {}))
                 run.finish()
     return [run.folder / "plot.png", run.folder / "plot.svg"]

@@ -19,21 +19,23 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from modeconn_cli.errors import RunFailed, UserError
-from modeconn_cli.evaluation import require_same
-from modeconn_cli.evaluation.batchnorm import norm_layers
-from modeconn_cli.runs import Run, writable
-from modeconn_cli.schema import USED_BY, Between, Config, Interpolation, Match, Similarity, check, fields_off_default
-from modeconn_cli.stages import Saver, Stage
-from modeconn_cli.stages.checkpoints import write_state
-from modeconn_cli.stages.context import Context, Silent, recent
+from modeconn_cli.evaluation.buffers import norm_layers
+from modeconn_cli.evaluation.evaluator import require_same
+from modeconn_cli.matching.activation import activation_matching
+from modeconn_cli.matching.learned import Check, Loss, Parameters, sinkhorn_matching, straight_through
+from modeconn_cli.matching.weight import Matching, Memory, default_restarts, weight_matching
+from modeconn_cli.networks import write_state
+from modeconn_cli.runs.directory import Run, writable
+from modeconn_cli.settings import USED_BY, Between, Config, Interpolation, Match, Similarity, check, fields_off_default
 from modeconn_cli.stages.endpoints import Endpoint, pair_label
-from modeconn_cli.symmetry.activations import activation_matching
 from modeconn_cli.symmetry.axes import Leaf, leaves
 from modeconn_cli.symmetry.graph import CannotTrace, trace
 from modeconn_cli.symmetry.groups import Axes, Symmetry, symmetry_of
-from modeconn_cli.symmetry.learned import Check, Loss, Parameters, sinkhorn_matching, straight_through
-from modeconn_cli.symmetry.matching import Matching, Memory, default_restarts, weight_matching
 from modeconn_cli.symmetry.written import read_groups, write_groups
+from modeconn_cli.work.context import Context, recent
+from modeconn_cli.work.reporting import Silent
+from modeconn_cli.work.saving import Saver
+from modeconn_cli.work.stage import Stage
 
 CERTIFIED_ON = 64  # examples
 TOLERANCE = 1e-10  # relative, in float64

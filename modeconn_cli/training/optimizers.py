@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from modeconn_cli.schema import Optimizer, Training
+from modeconn_cli.settings import Optimizer, Training
 
 Tensors = list[Tensor]
 

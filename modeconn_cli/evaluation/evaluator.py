@@ -1,0 +1,235 @@
+"""The one evaluator: points of weight space in, per-example losses and errors out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modeconn_cli.data.dataset import Data, Split
+from modeconn_cli.errors import RunFailed
+from modeconn_cli.evaluation.buffers import norm_layers, reestimate
+from modeconn_cli.evaluation.repair import Repair
+from modeconn_cli.families.base import Array
+from modeconn_cli.settings import BatchNorm, Interpolation, Renormalise
+from modeconn_cli.weights import FlatModule, combine
+
+BATCH_NORM_BATCH = 1000
+HELD_BYTES = 1 << 29  # inputs of a split that are kept normalised between points, rather than made anew at each
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One network on one split: nll (n,) plain cross-entropy in nats, wrong (n,) booleans."""
+
+    nll: Tensor
+    wrong: Tensor
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Mean nll and error in percent, over every example."""
+        return float(self.nll.double().mean()), 100 * float(self.wrong.double().mean())
+
+
+class Evaluator:
+    """Measures a network at points of its weight space on the training and the test split.
+
+    Args:
+        net: the network; it is moved, and its buffers are overwritten.
+        data: on the network's device. Examples are clean: neither augmented nor smoothed.
+        options: batch size, BatchNorm policy and how many training examples count (a fixed draw).
+    """
+
+    def __init__(self, net: FlatModule, data: Data, options: Interpolation) -> None:
+        self.net, self.data, self.options = net, data, options
+        self.has_batch_norm = bool(norm_layers(net.module))
+        self.splits = {"train": _part(data.train, options.train_examples), "test": data.test}
+        # In the data's own order, sorted classes would make batches that are unlike the whole.
+        n = len(data.train)
+        shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        self._held: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._repair: Repair | None = None
+        self._bn_order = shuffled[: options.bn_examples or n].to(data.train.x.device)
+
+    def batches(self, split: Split) -> Iterable[tuple[Tensor, Tensor]]:
+        """A split in order, as float inputs and labels; the short last batch included."""
+        if 4 * split.x.numel() > HELD_BYTES:
+            return self._made(split)
+        if split.name not in self._held:
+            self._held[split.name] = list(self._made(split))
+        return self._held[split.name]
+
+    def _made(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        size = self.options.batch_size
+        for start in range(0, len(split), size):
+            part = slice(start, start + size)
+            yield self.data.inputs(split, part), split.y[part]
+
+    def reestimate(self) -> None:
+        """Estimate BatchNorm statistics at the network's present point on clean training data.
+
+        Statistics depend on the batches they are averaged over, so these are the same whatever
+        ``options.batch_size``: of BATCH_NORM_BATCH examples, shuffled once and for all.
+        """
+        reestimate(self.net, self._bn_batches())
+
+    def _bn_batches(self) -> Iterator[Tensor]:
+        batches = self._bn_order.split(BATCH_NORM_BATCH)
+        if len(batches) > 1 and len(batches[-1]) == 1:  # one example has no variance
+            batches = batches[:-1]
+        return (self.data.inputs(self.data.train, index) for index in batches)
+
+    @torch.no_grad()
+    def score(self, split: Split) -> Scores:
+        """Per-example scores at the network's present point and buffers, on the CPU.
+
+        Raises:
+            RunFailed: a loss is NaN or infinite.
+        """
+        self.net.module.eval()
+        nll, wrong = [], []
+        for x, y in self.batches(split):
+            logits = self.net(x)
+            nll.append(F.cross_entropy(logits, y, reduction="none"))
+            wrong.append(logits.argmax(1) != y)
+        found = Scores(torch.cat(nll).cpu(), torch.cat(wrong).cpu())
+        if not torch.isfinite(found.nll).all():
+            raise RunFailed(
+                f"the loss on the {split.name} split is NaN or infinite; no mean and no barrier can be given."
+            )
+        return found
+
+    def scores(self) -> dict[str, Scores]:
+        """:meth:`score` of both splits."""
+        return {name: self.score(split) for name, split in self.splits.items()}
+
+    @torch.no_grad()
+    def at(
+        self,
+        control_points: Tensor,
+        coefficients: Array,
+        rests: list[dict[str, Tensor]],
+        fixed: tuple[bool, bool] = (True, True),
+    ) -> dict[str, Scores]:
+        """Scores at w = c @ W.
+
+        Args:
+            control_points: W (K, P).
+            coefficients: c (K,). A one-hot c on the first or last row is that endpoint: the weights of the row
+                exactly, with the endpoint's own buffers.
+            rests: buffers of the first and of the last row's endpoints.
+            fixed: whether those rows are the endpoints still; a row that was trained has no buffers of its own.
+        """
+        repair = self._ready_repair(control_points[[0, -1]], rests)
+        combine(coefficients.tolist(), control_points, self.net.point)
+        if coefficients[0] == 1 and fixed[0]:
+            self.net.load_rest(rests[0])
+        elif coefficients[-1] == 1 and fixed[1]:
+            self.net.load_rest(rests[1])
+        else:
+            share = float(coefficients @ np.linspace(0, 1, len(coefficients)))
+            self.net.load_rest(_mean_statistics(rests, share))
+            return self._between([1 - share, share], repair)
+        return self.scores()
+
+    @torch.no_grad()
+    def centre(self, points: Tensor, rests: list[dict[str, Tensor]]) -> dict[str, Scores]:
+        """Scores at the mean of networks (N, P), whose buffers are ``rests``; the network is left there."""
+        repair = self._ready_repair(points, rests)
+        self.net.point.copy_(points.mean(0))
+        self.net.load_rest(
+            {k: torch.stack([r[k] for r in rests]).mean(0) if v.is_floating_point() else v for k, v in rests[0].items()}
+        )
+        return self._between([1 / len(rests)] * len(rests), repair)
+
+    def _between(self, shares: list[float], repair: Repair | None) -> dict[str, Scores]:
+        """Scores of the network as it is, after what is asked for between ends."""
+        if repair is not None:
+            repair.set(shares)
+            try:
+                return self.scores()
+            finally:
+                repair.release()
+        if self.options.batch_norm is BatchNorm.reestimate:
+            self.reestimate()
+        return self.scores()
+
+    def _ready_repair(self, points: Tensor, rests: list[dict[str, Tensor]]) -> Repair | None:
+        """The repair, where one is asked for, that knows the statistics of all ends."""
+        if self.options.renormalise is Renormalise.none:
+            return None
+        if self._repair is None:
+            shift = self.options.renormalise is Renormalise.repair
+            self._repair = Repair(self.net, self._bn_batches, shift)
+            for row, rest in zip(points, rests, strict=True):
+                self.net.point.copy_(row)
+                self.net.load_rest(rest)
+                self._repair.add_end()
+        return self._repair
+
+
+def _mean_statistics(rests: list[dict[str, Tensor]], share: float) -> dict[str, Tensor]:
+    """Floating buffers of two endpoints averaged, ``share`` of the second; other buffers from the first."""
+    first, last = rests
+    return {k: torch.lerp(v, last[k], share) if v.is_floating_point() else v for k, v in first.items()}
+
+
+def _part(split: Split, n: int | None) -> Split:
+    """A fixed random draw of n examples, in order; all of them for None."""
+    if n is None or n >= len(split):
+        return split
+    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n].sort().values
+    drawn = drawn.to(split.x.device)
+    return Split(split.name, split.x[drawn], split.y[drawn])
+
+
+@torch.no_grad()
+def gram(control_points: Tensor) -> Array:
+    """Inner products (K, K), in float64, of the rows W[0], W[1]-W[0], ..., W[K-1]-W[0]; see paths.geometry."""
+    total = torch.zeros(len(control_points), len(control_points), dtype=torch.float64)
+    for part in control_points.split(1 << 22, dim=1):
+        part = part.cpu() if part.device.type == "mps" else part  # which has no float64
+        rows = part.to(torch.float64, copy=True)
+        rows[1:] -= rows[0].clone()
+        total += (rows @ rows.T).cpu()
+    return total.numpy()
+
+
+def search_maximum(f: Callable[[float], float], t: Array, values: Array, evaluations: int) -> None:
+    """Look for a higher value than any on the grid, next to the grid's highest, by bounded Brent.
+
+    ``f`` records what it evaluates; at most ``evaluations`` calls are made.
+    """
+    from scipy.optimize import minimize_scalar
+
+    best = int(np.argmax(values))
+    bounds = (float(t[max(best - 1, 0)]), float(t[min(best + 1, len(t) - 1)]))
+    if evaluations == 1:  # Brent takes two before it looks at its budget
+        f((t[best] + max(bounds, key=lambda b: abs(b - t[best]))) / 2)
+    elif evaluations:
+        minimize_scalar(
+            lambda s: -f(float(s)),
+            bounds=bounds,
+            method="bounded",
+            options={"maxiter": evaluations, "xatol": 1e-4 * (bounds[1] - bounds[0])},
+        )
+
+
+def require_same(recorded: dict[str, float], measured: dict[str, float], where: str, rtol: float = 1e-4) -> None:
+    """Check that an end of a path reproduces its endpoint's own recorded metrics.
+
+    Raises:
+        RunFailed: naming the end, the metric and both figures. Batches of another size round differently, by
+            far less than ``rtol``; an error rate may move by single examples on a tie.
+    """
+    for key, value in recorded.items():
+        slack = rtol * max(abs(value), 1e-3) + (0.05 if key.endswith("_error") else 0.0)
+        if not abs(measured[key] - value) <= slack:
+            raise RunFailed(
+                f"{where} does not reproduce its endpoint: {key} is {measured[key]:.6g}, recorded "
+                f"{value:.6g}. The checkpoint and the data or settings it was measured with differ."
+            )

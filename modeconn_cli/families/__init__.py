@@ -1,0 +1,1 @@
+"""Families of points in weight space: coefficients times control points."""

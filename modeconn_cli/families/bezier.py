@@ -1,0 +1,43 @@
+"""Bezier curves; the segment is the one of degree 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import comb
+
+from modeconn_cli.families.base import Array
+
+
+@dataclass(frozen=True)
+class Bezier:
+    """A Bezier curve of degree n = K - 1; degree 1 is the segment (1-t, t)."""
+
+    degree: int
+
+    @property
+    def control_points(self) -> int:
+        return self.degree + 1
+
+    def coefficients(self, t: ArrayLike) -> Array:
+        return _bernstein(self.degree, np.asarray(t, dtype=np.float64))
+
+    def derivative(self, t: ArrayLike) -> Array:
+        lower = _bernstein(self.degree - 1, np.asarray(t, dtype=np.float64))
+        none = np.zeros((len(lower), 1))
+        return self.degree * (np.hstack([none, lower]) - np.hstack([lower, none]))
+
+    def breaks(self) -> Array:
+        return np.empty(0)
+
+
+def segment() -> Bezier:
+    """The straight line from W[0] to W[1]."""
+    return Bezier(1)
+
+
+def _bernstein(n: int, t: Array) -> Array:
+    k = np.arange(n + 1)
+    return comb(n, k) * t[:, None] ** k * (1 - t[:, None]) ** (n - k)

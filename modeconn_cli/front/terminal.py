@@ -1,0 +1,430 @@
+"""What a person sees: progress and stage lines on stderr, result tables on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from modeconn_cli.evaluation.barriers import CONVENTIONS
+from modeconn_cli.report.gather import as_table, count
+from modeconn_cli.runs.directory import Run
+
+# A pipe or a file has no width to fold names for.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 1000)
+STATUS_STYLE = {"run": "yellow", "resume": "cyan", "cached": "green", "done": "green", "unfinished": "cyan"}
+
+
+class TerminalReporter:
+    """A line for each stage as it ends, and a bar with the live loss while it works; silent when quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self._stage = ""
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._told = 0.0
+
+    def begin(self, stage: str, run: Run) -> None:
+        self._stage = stage
+        self._told = time.monotonic()
+        if self.quiet or run.status == "cached":
+            return
+        err.print(f"[{STATUS_STYLE[run.status]}]{run.status:>7}[/] {stage} [dim]({run.why})[/]")
+        if err.is_terminal:
+            self._bar = Progress(
+                TextColumn("        "),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=err,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=None)
+
+    def progress(self, done: int, total: int, note: str) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, description=note)
+        elif not self.quiet and time.monotonic() - self._told > 30:  # a log file wants a line now and then, not a bar
+            self._told = time.monotonic()
+            err.print(f"        {self._stage}: {done}/{total} {note}")
+
+    def end(self, stage: str, run: Run, seconds: float) -> None:
+        self.close()
+        if self.quiet:
+            return
+        if run.status == "cached":
+            err.print(f"[green] cached[/] {stage} [dim]({run.why})[/]")
+        else:
+            err.print(f"[green]   done[/] {stage} [dim]in {seconds:.1f} s[/]")
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            err.print(f"        {line}", markup=False)
+
+    def close(self) -> None:
+        """Take the bar down, whatever happened."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+
+
+@contextmanager
+def watching(folder: Path, name: str, overrides: Sequence[Sequence[str]], quiet: bool) -> Iterator[None]:
+    """Say which jobs of a parallel sweep have ended, as each leaves a file of this name under the folder."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        seen: set[Path] = set()
+        last = False
+        while not last:
+            last = ended.wait(0.5)  # and look once more after the end
+            for file in set(folder.rglob(name)) - seen:
+                seen.add(file)
+                job = json.loads(file.read_text())
+                style, word = ("red", "failed") if job["error"] else ("green", "done")
+                what = " ".join(overrides[job["job"]])
+                err.print(
+                    f"[{style}]{word:>7}[/] job {job['job'] + 1} {what} [dim]({len(seen)} of {len(overrides)})[/]"
+                )
+
+    if quiet:
+        yield
+        return
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def show_plan(rows: Sequence[dict[str, Any]], parameters: int) -> None:
+    """The stages of a --dry-run."""
+    table = Table(title="Plan", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for name in ("stage", "status", "why", "gradient steps"):
+        table.add_column(name, justify="right" if name == "gradient steps" else "left")
+    for row in rows:
+        table.add_row(
+            f"{row['stage']} {row['name']}",
+            f"[{STATUS_STYLE[row['status']]}]{row['status']}[/]",
+            row["why"],
+            f"{row['gradient_steps']:,}",
+        )
+    out.print(table)
+    out.print()
+    for row in rows:
+        out.print(row["directory"], soft_wrap=True)
+    steps = sum(r["gradient_steps"] for r in rows)
+    out.print(f"\n{parameters:,} parameters; {steps:,} gradient steps at most; nothing was written.")
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """Endpoints, barriers with their intervals, verdicts, and where everything is."""
+    if result["endpoints"]:
+        table = Table(title="Endpoints", title_justify="left", box=None, header_style="bold", pad_edge=False)
+        for name in ("endpoint", "train nll", "train error %", "test nll", "test error %"):
+            table.add_column(name, justify="left" if name == "endpoint" else "right")
+        for e in result["endpoints"]:
+            table.add_row(
+                e["name"] if e["from"].startswith("seed ") else f"{e['name']} {e['from']}",
+                f"{e['train_nll']:.4f}",
+                f"{e['train_error']:.2f}",
+                f"{e['test_nll']:.4f}",
+                f"{e['test_error']:.2f}",
+            )
+        out.print(table)
+    for merged in result.get("merged", []):
+        show_merged(merged)
+    for aligned in result.get("aligned", []):
+        out.print(f"\n{alignment_line(aligned)}")
+    if result["barriers"]:
+        out.print()
+        out.print(barrier_table(result["barriers"]))
+        out.print()
+        for v in result["verdicts"]:
+            colour = {"yes": "green", "no": "red", "undecided": "yellow"}[v["connected"]]
+            out.print(f"[{colour}]{v['sentence']}[/]")
+    out.print()
+    for row in result["stages"]:
+        if row["stage"] in ("interpolate", "evaluate"):
+            out.print(f"{row['directory']}/path.csv", soft_wrap=True)
+        elif row["stage"] == "rebasin":
+            out.print(f"{row['directory']}/", soft_wrap=True)
+        elif row["stage"] == "train-endpoints" and not result["barriers"] and not result.get("merged"):
+            out.print(f"{row['directory']}/checkpoint.safetensors", soft_wrap=True)
+    if result["plot"]:
+        out.print(f"picture: {result['plot']}", soft_wrap=True)
+
+
+def show_merged(merged: dict[str, Any]) -> None:
+    """The mean of several networks in every way, the certificate, and what goes wrong round three of them."""
+    out.print()
+    out.print(merge_table(merged))
+    out.print(f"\n{certificate_line(merged)}")
+    cycles = merged["cycle_error"]
+    if len(merged["networks"]) > 2:
+        out.print(
+            f"\nRound three networks, {100 * cycles['this']:.1f}% of all units do not return to their place; "
+            f"{100 * cycles['every pair by weight matching']:.1f}% where every pair is matched by itself."
+        )
+
+
+def alignment_line(aligned: dict[str, Any]) -> str:
+    """How a network was permuted, what that was worth, and the certificate."""
+    moved, units = (sum(g[k] for g in aligned["groups"]) for k in ("moved", "size"))
+    return (
+        f"{aligned['name']} permuted ({aligned['method']}): {moved} of {units} units moved, {aligned['objective_is']} "
+        f"{aligned['objective_before']:.4f} before, {aligned['objective_after']:.4f} after. {certificate_line(aligned)}"
+    )
+
+
+def certificate_line(found: dict[str, Any]) -> str:
+    """That permuted networks are the same functions."""
+    proof = found["certificate"]
+    return (
+        f"The same function: on {proof['examples']} inputs outputs differ by {proof['difference']:.0e} of the largest "
+        f"({proof['dtype']}; {proof['control']:.0e} for a broken permutation)."
+    )
+
+
+def merge_table(merged: dict[str, Any]) -> Table:
+    """Loss and error of the mean of several networks, and how far they are above the mean of the networks' own."""
+    table = Table(
+        title=f"The mean of {len(merged['networks'])} networks ({merged['method']}), with bootstrap intervals",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+    )
+    columns = ("train_nll", "test_error")  # the others are in merge.csv
+    table.add_column("network")
+    for name in columns:
+        table.add_column(name.replace("_", " ") + (" %" if name.endswith("error") else ""), justify="right")
+        table.add_column("above_mean", justify="right")
+    for row in merged["merged"]:
+        cells = []
+        for name in columns:
+            digits = 2 if name.endswith("error") else 4
+            cells += [f"{row[name]:.{digits}f}", _interval(row[f"{name}_above_mean"], digits)]
+        table.add_row(row["network"], *cells)
+    return table
+
+
+def barrier_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A column a path; for each metric its ends, its highest value, and the barrier by every convention."""
+    titles = list(dict.fromkeys(r["path"] for r in rows))
+    by_place = {(r["metric"], r["path"]): r for r in rows}
+    table = Table(
+        title="Barriers, with bootstrap intervals (loss is nll plus the weight-decay term)",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+        collapse_padding=True,
+        padding=(0, 2),
+    )
+    table.add_column("")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for metric in dict.fromkeys(r["metric"] for r in rows):
+        digits = 2 if metric.endswith("error") else 4
+        here = [by_place[metric, title] for title in titles]
+        unit = " (%)" if metric.endswith("error") else ""
+        table.add_row(f"[bold]{metric.replace('_', ' ')}{unit}[/]")
+        table.add_row("  ends", *(f"{r['start']:.{digits}f}, {r['end']:.{digits}f}" for r in here))
+        table.add_row("  maximum", *(f"{r['max']:.{digits}f}" for r in here))
+        for name in CONVENTIONS:
+            table.add_row(f"  {name}", *(_interval(r[name], digits) for r in here))
+    return table
+
+
+def show_sweep(jobs: Sequence[dict[str, Any]], gathered: Sequence[dict[str, Any]]) -> None:
+    """A few lines a job of a --multirun, and means over its seeds."""
+    given = [job.get("overrides", []) for job in jobs]
+    common = set.intersection(*map(set, given)) if len(given) > 1 else set()
+    table = _paths_table("Sweep", "overrides")
+    words = [" ".join(o for o in each if o not in common) for each in given]
+    for job, what in zip(jobs, words, strict=True):
+        if "error" in job:
+            table.add_row(what, "[red]failed[/]")  # why is on stderr, too long for a cell
+        for row in _path_rows(job):
+            table.add_row(what, *row)
+            what = ""
+        if "barriers" in job and not job["barriers"] and not job["merged"]:
+            for e in job["endpoints"]:
+                table.add_row(what, e["name"], "", "", f"test error {e['test_error']:.2f}%")
+                what = ""
+    if table.row_count:
+        out.print(table)
+    for job, what in zip(jobs, words, strict=True):
+        for merged in job.get("merged", []):
+            out.print(f"\n{what}", style="bold", markup=False)
+            show_merged(merged)
+            out.print(next(f"{s['directory']}/" for s in job["stages"] if s["stage"] == "rebasin"), soft_wrap=True)
+    _show_means(gathered)
+    for picture in [picture for job in jobs for picture in job.get("plots", [])]:
+        out.print(f"picture: {picture}", soft_wrap=True)
+
+
+def show_run(result: dict[str, Any], gathered: Sequence[dict[str, Any]]) -> None:
+    """What `modeconn run` did: every pair's barriers, means over pairs where there are several, and what was lost."""
+    table = _paths_table("Paths", "endpoints")
+    shown = ""
+    for pair, row in zip(result["verdicts"], _path_rows(result), strict=True):
+        table.add_row("" if pair["endpoints"] == shown else pair["endpoints"], *row)
+        shown = pair["endpoints"]
+    if result["verdicts"]:
+        out.print(table)
+    _show_means(gathered)
+    for picture in result["plots"]:
+        out.print(f"picture: {picture}", soft_wrap=True)
+    lost = [row for row in result["stages"] if row["status"] in ("failed", "skipped")]
+    if lost:
+        table = Table(title="Not done", title_justify="left", box=None, header_style="bold", pad_edge=False)
+        for name in ("stage", "status", "why", "see"):
+            table.add_column(name, overflow="fold")
+        for row in lost:
+            see = f"{row['directory']}/log.txt" if row["status"] == "failed" else ""
+            table.add_row(f"{row['stage']} {row['name']}", f"[red]{row['status']}[/]", row["why"], see)
+        out.print()
+        out.print(table)
+
+
+def _show_means(gathered: Sequence[dict[str, Any]]) -> None:
+    several = [row for row in gathered if row["n"] > 1]
+    if several:
+        out.print()
+        show_gathered(several, "t", 0.95)
+        if len(several) < len(gathered):
+            out.print(f"[dim]not shown: {len(gathered) - len(several)} of one run each (modeconn gather has them)[/]")
+
+
+def show_gathered(rows: Sequence[dict[str, Any]], interval: str, confidence: float) -> None:
+    """Groups of runs with means over them."""
+    heads, cells = as_table(rows)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for head in heads:
+        table.add_column(head, justify="right" if head in ("n", "std", "interval") or "." in head else "left")
+    for line in cells:
+        table.add_row(*(c.replace("[", "\\[") for c in line))
+    out.print(table)
+    how = {"t": "Student's t", "bootstrap": "bootstrap over the runs"}[interval]
+    out.print(f"[dim]mean, std and {100 * confidence:g}% interval ({how}) over n runs[/]")
+    if any(row["shared_endpoints"] for row in rows):
+        out.print("[yellow]some runs share an endpoint, so they are not independent and intervals are too narrow[/]")
+
+
+def show_symmetries(found: dict[str, Any]) -> None:
+    """The permutation groups of an architecture."""
+    table = Table(title="Permutation groups", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table.add_column("size", justify="right")
+    table.add_column("how many", justify="right")
+    table.add_column("runs along", overflow="fold")
+    alike = Counter((g["size"], tuple(g["along"])) for g in found["groups"])
+    for (size, along), times in alike.items():
+        table.add_row(str(size), str(times), _first(along))
+    out.print(table)
+    out.print(
+        f"\n{count(len(found['groups']), 'group')}, 10^{found['log10_symmetries']:.0f} networks of "
+        f"{found['parameters']:,} parameters compute the same function. In place: "
+        f"{', '.join(found['in_place']) or 'nothing'}."
+    )
+    for name, held in found["pinned_by"].items():
+        out.print(f"[yellow]{name} needs an order or is not known, and holds in place {_first(held)}[/]")
+
+
+def _first(places: Sequence[str], most: int = 6) -> str:
+    more = len(places) - most
+    return ", ".join(places[:most]).replace("[", "\\[") + (f" and {more} more" if more > 0 else "")
+
+
+def show_tables(tables: Sequence[Any]) -> None:
+    """The published tables that `modeconn reproduce` knows."""
+    table = Table(title="Published tables", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for name in ("table", "what", "scales", "runs now", "needs first"):
+        table.add_column(name, overflow="fold")
+    for t in tables:
+        table.add_row(t.name, t.content["title"], ", ".join(t.scales), ", ".join(t.landed), ", ".join(t.missing))
+    out.print(table)
+
+
+def show_reproduction(
+    content: dict[str, Any], scale: str, differs: dict[str, list[str]], cells: Sequence[dict[str, Any]]
+) -> None:
+    """Ours beside the published figures, under a heading that says how far this is a reproduction."""
+    out.print(f"[bold]{content['title']}[/]")
+    if differs:
+        out.print(f"[yellow]scale {scale}: not a reproduction. What differs from the paper's own recipe:[/]")
+        for row, changes in differs.items():
+            out.print(f"  {row}: {', '.join(changes)}", soft_wrap=True)
+    else:
+        out.print(f"scale {scale}: the paper's own data and recipe")
+    for note in content.get("notes", []):
+        out.print(f"[dim]note: {note}[/]")
+    if not cells:
+        return
+    out.print()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("published row", "method", "metric", "", "ours", "n", "published", "difference", "source"):
+        table.add_column(name, justify="right" if name in ("ours", "n", "published", "difference") else "left")
+    shown = ""
+    for c in cells:
+        row = f"{c['dataset']} {c['architecture']}"
+        std = f" ± {c['std']:.2g}" if c["std"] is not None else ""
+        ours = f"[dim]needs {c['needs']}[/]" if c["needs"] else "" if c["ours"] is None else f"{c['ours']:.4g}{std}"
+        spread = f" ± {c['spread']:g}" if c["spread"] is not None else ""
+        difference = "" if c["difference"] is None else f"{c['difference']:+.3g}"
+        source = c["source"] + ("" if c["verified"] else " [yellow](unverified)[/]")
+        table.add_row(
+            row if row != shown else "",
+            c["method"],
+            c["metric"],
+            c["statistic"],
+            ours,
+            str(c["n"] or ""),
+            "" if c["published"] is None else f"{c['published']:g}{spread}",
+            difference,
+            source,
+        )
+        shown = row
+    out.print(table)
+
+
+def _paths_table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for name in (first, "path", "train-loss barrier", "test-error barrier", "connected"):
+        table.add_column(name, justify="right" if "barrier" in name else "left", overflow="fold")
+    return table
+
+
+def _path_rows(job: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Path, both barriers (above_mean) and verdict, in the order of the job's verdicts."""
+    by_place = {(r["endpoints"], r["path"], r["metric"]): r["above_mean"] for r in job.get("barriers", [])}
+    return [
+        (
+            v["path"],
+            _interval(by_place[v["endpoints"], v["path"], "train_loss"], 4),
+            _interval(by_place[v["endpoints"], v["path"], "test_error"], 2),
+            v["connected"],
+        )
+        for v in job.get("verdicts", [])
+    ]
+
+
+def _interval(value: dict[str, float], digits: int) -> str:
+    return f"{value['value']:.{digits}f} [dim]\\[{value['low']:.{digits}f}, {value['high']:.{digits}f}][/]"

@@ -1,0 +1,63 @@
+"""Architectures: plain modules from a float batch (N, *in_shape) to logits (N, classes)."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from modeconn_cli.errors import UserError
+from modeconn_cli.models import convfc, external, mlp, preresnet, resnet, vgg, vit, wrn
+from modeconn_cli.models.external import source_checksum
+
+__all__ = ["BUILDERS", "build", "source_checksum"]
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp.build,
+    "convfc": convfc.build,
+    "vgg": vgg.build,
+    "resnet": resnet.build,
+    "preresnet": preresnet.build,
+    "wrn": wrn.build,
+    "vit": vit.build,
+    "torchvision": external.build_torchvision,
+    "custom": external.build_custom,
+}
+
+
+def build(family: str, in_shape: tuple[int, ...], classes: int, **options: Any) -> nn.Module:
+    """A freshly initialised network; only torch's global random generator decides its weights.
+
+    Args:
+        family: a key of :data:`BUILDERS`.
+        in_shape: (channels, height, width) of the images or (features,) of the vectors.
+        classes: number of logits.
+        options: that family's fields in ``schema.py``, other than name and family.
+
+    Raises:
+        UserError: no such family or option, or the options do not suit each other or the data.
+    """
+    if family not in BUILDERS:
+        hint = _hint(family, BUILDERS)
+        raise UserError(f"there is no architecture family {family!r}{hint}: use {', '.join(BUILDERS)}")
+    builder = BUILDERS[family]
+    allowed = {
+        name: None
+        for name, parameter in inspect.signature(builder).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for option in options:
+        if option not in allowed:
+            raise UserError(
+                f"{family} has no option {option!r}{_hint(option, allowed)}: "
+                + (f"use {', '.join(allowed)}" if allowed else "it takes none")
+            )
+    return builder(tuple(in_shape), classes, **options)
+
+
+def _hint(word: str, known: dict[str, Any]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,1 @@
+"""Run directories: written, found again, and where they come from."""

@@ -1,0 +1,193 @@
+"""Finding run directories again, and removing those that nothing needs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.runs.directory import _damage, writable
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run directory on disk."""
+
+    folder: Path
+
+    @property
+    def stage(self) -> str:
+        return self.folder.parent.parent.name
+
+    @property
+    def name(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def version(self) -> str:
+        return self.folder.name
+
+    @property
+    def digest(self) -> str:
+        return self.name.rsplit("-", 1)[-1]
+
+    @property
+    def status(self) -> str:
+        """ "done", "unfinished", or which file is damaged."""
+        return _damage(self.folder) or "done"
+
+    def read(self, name: str) -> dict[str, Any]:
+        """One of its JSON files; empty where it is not there."""
+        path = self.folder / name
+        if not path.exists():
+            return {}
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+
+
+def find_all(root: Path) -> list[Found]:
+    """Every run directory under an output directory, oldest first."""
+    folders = [p for p in root.glob("*/*/v*") if p.name[1:].isdigit() and p.is_dir()]
+    return [Found(p) for p in sorted(folders, key=lambda p: (p.stat().st_mtime, str(p)))]
+
+
+def find(root: Path, wanted: str) -> Found:
+    """The run a person means: a directory, or the beginning of a digest or name (its newest finished version).
+
+    Raises:
+        UserError: none or several fit.
+    """
+    given = Path(wanted)
+    for folder in (given, given.parent):
+        if folder.is_dir() and folder.name[:1] == "v" and folder.name[1:].isdigit():
+            return Found(folder)
+    every = find_all(root)
+    fitting = [r for r in every if r.folder.parent == given or (given.is_dir() and r.folder.parent.samefile(given))]
+    if not fitting:
+        bare, _, version = wanted.partition("/v")
+        stage, slash, bare = bare.rpartition("/")
+        fitting = [
+            r
+            for r in every
+            if (r.digest.startswith(bare) or r.name.startswith(bare))
+            and (not slash or r.stage == stage)
+            and (not version or r.version == f"v{version}")
+        ]
+    names = sorted({f"{r.stage}/{r.name}" for r in fitting})
+    if len(names) > 1:
+        raise UserError(
+            f"{wanted!r} fits {len(names)} runs: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}; "
+            "give more of it: the stage as STAGE/NAME, the digest at its end."
+        )
+    if not fitting:
+        raise UserError(f"no run {wanted!r} under {root}/: `modeconn runs list` shows what is there.")
+    done = [r for r in fitting if r.status == "done"]
+    return max(done or fitting, key=lambda r: int(r.version[1:]))
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A run directory that nothing kept needs, and why it is not kept itself."""
+
+    run: Found
+    why: str
+
+
+def removable(root: Path, keep: Sequence[str] = ()) -> list[Removal]:
+    """What can go: without ``keep``, versions that a newer finished one replaced, and damaged ones.
+
+    With ``keep``, everything but runs whose STAGE/NAME holds one of these texts. What a kept run is built on stays,
+    and so does what another process is computing.
+
+    Raises:
+        UserError: a text of ``keep`` is in no run's name.
+    """
+    every = find_all(root)
+    newest: dict[Path, int] = {}
+    for run in every:
+        if run.status == "done":
+            newest[run.folder.parent] = max(newest.get(run.folder.parent, 0), int(run.version[1:]))
+    for text in keep:
+        if not any(text in f"{r.stage}/{r.name}" for r in every):
+            raise UserError(f"--keep {text}: no run has this in its name; `modeconn runs list` shows what is there.")
+
+    def reason(run: Found) -> str | None:
+        if keep and not any(text in f"{run.stage}/{run.name}" for text in keep):
+            return "not among those to keep"
+        if run.status not in ("done", "unfinished"):
+            return run.status
+        last = newest.get(run.folder.parent, 0)
+        return f"v{last} is newer" if int(run.version[1:]) < last else None
+
+    reasons = {run: reason(run) for run in every}
+    by_place = {run.folder.parts[-3:]: run for run in every}
+    needed: set[Found] = set()
+    waiting = [run for run, why in reasons.items() if why is None]
+    while waiting:
+        run = waiting.pop()
+        if run not in needed:
+            needed.add(run)
+            above = [by_place.get(Path(u).parts[-3:]) for u in run.read("provenance.json").get("upstream", [])]
+            waiting += [r for r in above if r is not None]
+    return [Removal(r, why) for r, why in reasons.items() if why is not None and r not in needed and not _busy(r)]
+
+
+def remove(run: Found) -> None:
+    """Delete a run directory; it is whole or gone, wherever this is stopped."""
+    gone = run.folder.with_name(f".{run.folder.name}.removed")
+    with writable(run.folder):
+        run.folder.rename(gone)
+        for leftover in run.folder.parent.glob(".v*.removed"):
+            shutil.rmtree(leftover)
+        if {p.name for p in run.folder.parent.iterdir()} <= {".lock"}:
+            shutil.rmtree(run.folder.parent)
+
+
+def _busy(run: Found) -> bool:
+    """Whether a process holds the lock on this result."""
+    path = run.folder.parent / ".lock"
+    if not path.exists():
+        return False
+    with open(path) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def upstream_of(run: Found) -> list[Found]:
+    """The runs that a run was made from, looked for beside it first: an output directory may have been moved."""
+    found = []
+    for folder in map(Path, run.read("provenance.json").get("upstream", [])):
+        beside = run.folder.parents[2].joinpath(*folder.parts[-3:])
+        found.append(Found(beside if beside.is_dir() else folder))
+    return found
+
+
+def endpoints_of(run: Found) -> tuple[str, ...]:
+    """The digests of the endpoints that a run's results stand on, in order."""
+    return tuple(endpoint.digest for endpoint in endpoints_behind(run))
+
+
+def endpoints_behind(run: Found) -> list[Found]:
+    """The endpoints that a run's results stand on, in order; itself, for an endpoint."""
+    if run.stage == "train-endpoints":
+        return [run]
+    return [*dict.fromkeys(endpoint for u in upstream_of(run) for endpoint in endpoints_behind(u))]
+
+
+def require_done(run: Found) -> Found:
+    """A run that is whole, or RunFailed saying how it is not."""
+    if run.status != "done":
+        raise RunFailed(f"{run.folder} is {run.status}; run its command again to finish it.")
+    return run

@@ -1,0 +1,1 @@
+"""The machinery that carries stages out; it knows none of them."""

@@ -1,0 +1,161 @@
+"""What every stage of one request shares: the configuration, the data and networks it makes, the way to report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+from modeconn_cli.data import dataset as data
+from modeconn_cli.data.dataset import Data
+from modeconn_cli.errors import UserError
+from modeconn_cli.evaluation.evaluator import Evaluator
+from modeconn_cli.models import build as models
+from modeconn_cli.settings import ChannelsLast, Config, Family, Interpolation, Precision, fields_off_default
+from modeconn_cli.tracking import Trackers
+from modeconn_cli.weights import FlatModule
+from modeconn_cli.work.machine import _device, default_threads, keep_freed_memory
+from modeconn_cli.work.reporting import Reporter
+from modeconn_cli.work.signals import Signals
+
+SMALL = 200_000  # parameters
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+T = TypeVar("T")
+_recent: dict[str, tuple[str, Any]] = {}
+
+
+def recent(place: str, key: str, make: Callable[[], T]) -> T:
+    """What was last made for a place, where it is the one wanted: the next job of a sweep most often wants it again."""
+    if place not in _recent or _recent[place][0] != key:
+        _recent.pop(place, None)
+        _recent[place] = key, make()
+    return cast(T, _recent[place][1])
+
+
+class Context:
+    """One request: its configuration, and what its stages make from it, made once."""
+
+    def __init__(
+        self,
+        config: Config,
+        reporter: Reporter,
+        signals: Signals | None = None,
+        trackers: Trackers | None = None,
+    ) -> None:
+        self.config, self.reporter = config, reporter
+        self.root = Path(config.runtime.output_dir)
+        self.signals = signals or Signals()
+        self.trackers = trackers or Trackers(config.runtime.trackers, self.root, reporter.say)
+        self.label = f"{safe(config.dataset.name)}-{safe(config.architecture.name)}"
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device asked for, with PyTorch's switches set as the configuration says."""
+        runtime = self.config.runtime
+        device = _device(runtime.device)
+        default_threads()
+        if device.type == "cpu":
+            keep_freed_memory()
+        if runtime.threads:
+            torch.set_num_threads(runtime.threads)
+        if runtime.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        tf32 = Precision.tf32 in (self.config.endpoints.precision, self.config.curve.precision)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        return device
+
+    @cached_property
+    def checksum(self) -> str:
+        """Of the data set's files, or of what it is generated from."""
+        return data.checksum(self.config.dataset)
+
+    @cached_property
+    def data_on_host(self) -> Data:
+        return recent("read", f"{self.checksum} {self.config.dataset}", lambda: data.load(self.config.dataset))
+
+    @cached_property
+    def data(self) -> Data:
+        host = self.data_on_host
+        return recent("device", f"{self.checksum} {self.config.dataset} {self.device}", lambda: host.to(self.device))
+
+    def module(self, task: tuple[tuple[int, ...], int] | None = None) -> nn.Module:
+        """The architecture, freshly initialised from the global generator, on the present default device.
+
+        Args:
+            task: shape of one input, and classes; None: those of the data set.
+
+        Raises:
+            UserError: it does not fit the data set.
+        """
+        node = self.config.architecture
+        options = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.name not in ("name", "family")}
+        plain = {k: str(v) if isinstance(v, Enum) else v for k, v in options.items()}
+        shape, classes = (self.data_on_host.shape, self.data_on_host.classes) if task is None else task
+        return models.build(str(node.family), shape, classes, **plain)
+
+    @cached_property
+    def blueprint(self) -> nn.Module:
+        """The architecture without its weights, where it can be made so: to be counted and looked at."""
+        try:
+            with torch.device("meta"):
+                return self.module()
+        except (NotImplementedError, RuntimeError, UserError):  # or it does not fit the data, which is said then too
+            return self.module()
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of the architecture."""
+        return sum(p.numel() for p in self.blueprint.parameters() if p.requires_grad)
+
+    def settle_threads(self) -> None:
+        """Leave one thread to small fully connected networks: several only wait for one another."""
+        if self.config.runtime.threads == 0 and self.device.type == "cpu":
+            layers = [m for m in self.blueprint.modules() if not [*m.children()]]
+            dense = (
+                not any(isinstance(m, CONVOLUTIONS) for m in layers)
+                and self.config.architecture.family is not Family.vit
+            )
+            torch.set_num_threads(1 if dense and self.parameters < SMALL else default_threads())
+
+    def net(self, seed: int) -> FlatModule:
+        """The network on the device, initialised by a seed on the CPU, so that every device starts alike."""
+        torch.manual_seed(seed)
+        module = self.module().to(self.device)
+        return FlatModule(module, self._channels_last(module))
+
+    def evaluator(self, net: FlatModule, options: Interpolation | None = None) -> Evaluator:
+        return Evaluator(net, self.data, options or self.config.interpolation)
+
+    def task_fields(self) -> dict[str, Any]:
+        """What identifies the learning task: data set, its content, architecture."""
+        dataset, architecture = self.config.dataset, self.config.architecture
+        fields: dict[str, Any] = {
+            "dataset": {"source": str(dataset.source), **fields_off_default(dataset)},
+            "data": self.checksum,
+            "architecture": {"family": str(architecture.family), **fields_off_default(architecture)},
+        }
+        target = getattr(architecture, "target", None)
+        if target:
+            fields["architecture"]["code"] = models.source_checksum(target)
+        return fields
+
+    def _channels_last(self, module: nn.Module) -> bool:
+        choice = self.config.runtime.channels_last
+        if choice is not ChannelsLast.auto:
+            return choice is ChannelsLast.on
+        return any(isinstance(m, nn.Conv2d) for m in module.modules())
+
+
+def safe(label: str) -> str:
+    """A label fit for a directory's name."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", label) or "_"

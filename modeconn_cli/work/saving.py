@@ -1,0 +1,52 @@
+"""Saved states of unfinished work."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import time
+from typing import Any
+
+import torch
+
+from modeconn_cli.runs.directory import Run
+from modeconn_cli.work.context import Context
+
+
+class Saver:
+    """Saves a stage's state at intervals, and whenever a signal asks the run to stop."""
+
+    def __init__(self, run: Run, context: Context) -> None:
+        self.run, self.context = run, context
+        self._last = time.monotonic()
+
+    def begun(self) -> dict[str, Any] | None:
+        """The state that an earlier process left, if any."""
+        path = self.run.folder / "state.pt"
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+            self.run.log("state.pt is damaged; starting over")
+            self.context.reporter.say(f"{path} is damaged; this stage starts over")
+            return None
+        return state
+
+    def save(self, state: dict[str, Any]) -> None:
+        # Through memory: torch.save names its archive after the file, and the bytes should not depend on it.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with self.run.writing("state.pt") as path:
+            path.write_bytes(buffer.getbuffer())
+        self._last = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        return (
+            bool(self.context.signals.received)
+            or time.monotonic() - self._last > self.context.config.runtime.save_every
+        )
+
+    def stop_if_asked(self) -> None:
+        self.context.signals.check()

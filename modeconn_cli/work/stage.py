@@ -1,0 +1,113 @@
+"""Stages: artifacts in, computation, artifacts out. Each is a description and an idempotent runner."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import yaml
+
+from modeconn_cli.errors import Interrupted, RunFailed
+from modeconn_cli.runs.directory import Identity, Run, claim, locate, writable
+from modeconn_cli.runs.provenance import provenance
+from modeconn_cli.settings import plain
+from modeconn_cli.work.context import Context
+
+
+class Stage(ABC):
+    """One result that can be computed, resumed, or found.
+
+    VERSION is raised when a change of the code changes results, so that old ones are not taken for new.
+    """
+
+    name: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+    gradient_steps: int = 0
+
+    def __init__(self, context: Context, upstream: Sequence[Stage] = ()) -> None:
+        self.context, self.upstream = context, list(upstream)
+        self.done: Run | None = None
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The readable part of the directory's name."""
+
+    @abstractmethod
+    def fields(self) -> dict[str, Any]:
+        """What, besides upstream results, determines the result."""
+
+    @abstractmethod
+    def compute(self, run: Run) -> None:
+        """Write the result's files; begun work is found in the directory."""
+
+    @cached_property
+    def identity(self) -> Identity:
+        return Identity(self.name, self.VERSION, self.label, self.fields(), [u.identity.digest for u in self.upstream])
+
+    def locate(self, force: bool) -> Run:
+        return locate(self.identity, self.context.root, force)
+
+    @property
+    def result(self) -> Run:
+        """The finished run of this stage."""
+        if self.done is None:
+            raise RunFailed(f"{self.name} {self.label} was needed before it was computed")
+        return self.done
+
+
+def execute(stage: Stage, force: bool) -> Run:
+    """Bring a stage's result into being: from cache, resumed, or computed. Its upstream must be done."""
+    context = stage.context
+
+    told = False
+
+    def waiting(folder: Any) -> None:
+        nonlocal told
+        if not told:
+            context.reporter.say(f"another process is computing {folder}; waiting for it")
+        told = True
+        context.signals.check()
+
+    with claim(stage.identity, context.root, force, waiting) as run:
+        context.reporter.begin(f"{stage.name} {stage.label}", run)
+        started = time.time()
+        if run.status != "cached":
+            with writable(run.folder), context.trackers.following(run, plain(context.config)):
+                _compute(stage, run, started)
+        context.reporter.end(f"{stage.name} {stage.label}", run, time.time() - started)
+    stage.done = run
+    return run
+
+
+def _compute(stage: Stage, run: Run, started: float) -> None:
+    context = stage.context
+    run.write_text("config.yaml", yaml.safe_dump(plain(context.config), sort_keys=False))
+    run.log(f"{run.status}: {run.why}")
+    try:
+        stage.compute(run)
+    except Interrupted as stop:
+        run.log(str(stop))
+        raise
+    except Exception as error:
+        run.log(f"failed: {error}")
+        raise
+    more = {
+        "identity": {
+            "stage": stage.name,
+            "version": stage.VERSION,
+            "digest": stage.identity.digest,
+            "fields": dict(stage.identity.fields),
+            "upstream": list(stage.identity.upstream),
+        },
+        "dataset_sha256": context.checksum,
+        "device": str(context.device),
+        "status": run.status,
+        "seconds": round(time.time() - started, 3),
+    }
+    run.write_json("provenance.json", provenance([u.result for u in stage.upstream], more))
+    run.log("finished")
+    run.finish()
