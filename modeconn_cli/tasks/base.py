@@ -1,0 +1,71 @@
+"""What a task is: data, an objective, and the columns in which a network is scored on an example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from modeconn_cli.data.dataset import Data, Split
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of an example, whose mean over a split is reported.
+
+    name: as in ``test_<name>``; title: for axes and tables; unit: "" for none, "%" where the mean is given in percent
+    (``scale`` is then 100); digits: after the point; better: "lower" or "higher".
+    """
+
+    name: str
+    title: str
+    unit: str = ""
+    digits: int = 4
+    scale: float = 1.0
+    better: str = "lower"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """When a path is called connected: the barrier of a column of the test split, by a convention, under a threshold.
+
+    below: in the column's own unit (points of error, nats, the data's unit).
+    """
+
+    column: str
+    convention: str
+    below: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as the network and the objective take them: x (B, *shape), y (B, ...)."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Task(Protocol):
+    """Data and objective. Training, evaluation, matching and reports ask it; none of them knows what a class is.
+
+    columns: the first is the objective's own, without smoothing and weight decay: the evaluated loss is its mean plus
+    the weight-decay term. outputs: how many numbers a network gives an example.
+    """
+
+    data: Data
+    columns: tuple[Column, ...]
+    verdict: Criterion
+    outputs: int
+
+    def to(self, device: Any) -> Task:
+        """The same task with its data on a device."""
+
+    def batch(self, split: Split, index: Tensor | slice, draw: Any = None) -> Batch:
+        """The examples at ``index``, ready for the network, augmented by ``draw``."""
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """The training objective, a scalar mean over the batch; ``output`` is whatever the network returned."""
+
+    def scores(self, output: Any, batch: Batch) -> dict[str, Tensor]:
+        """Every column for every example, each (B,), by column name; unscaled (an error is 0 or 1)."""
