@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +38,11 @@ class FlatModule:
         self.point = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.bind(self.point)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of a float batch (N, ...)."""
+    def __call__(self, x: Tensor) -> Any:
+        """Whatever the module returns for a batch (N, ...)."""
         if self.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.module(x)
-        return logits
+        return self.module(x)
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """One view into a (P,) vector for each parameter, of that parameter's shape."""

@@ -29,6 +29,8 @@ from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.models import build as models
 from modeconn_cli.settings import Training
 from modeconn_cli.symmetry.graph import trace
+from modeconn_cli.tasks.base import Batch
+from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.training.loop import Trainer
 from modeconn_cli.weights import FlatModule
 
@@ -51,7 +53,7 @@ def make_trainer(device: torch.device, recipe: Training) -> Trainer:
     net = FlatModule(models.build("resnet", (3, 16, 16), 10, depth=8, width=0.5).to(device), channels_last=True)
     rows = net.point.repeat(3, 1)
     rows[1:] += 0.01 * torch.randn(rows[1:].shape, generator=torch.Generator().manual_seed(1)).to(device)
-    return Trainer(net, Bezier(2), rows, slice(1, 2), toy(device), recipe, seed=3)
+    return Trainer(net, Bezier(2), rows, slice(1, 2), Classify(toy(device)), recipe, seed=3)
 
 
 def gradient(device: torch.device) -> dict[str, Any]:
@@ -68,9 +70,9 @@ def gradient(device: torch.device) -> dict[str, Any]:
     loss = F.cross_entropy(functional_call(module, net.named(w), (x,)), y) + 0.05 * (w * w).sum()
     wanted = torch.autograd.grad(loss, leaf)[0][1]
     before = rows[1].clone()
-    trainer = Trainer(net, Bezier(2), rows, slice(1, 2), data, recipe, seed=0)
+    trainer = Trainer(net, Bezier(2), rows, slice(1, 2), Classify(data), recipe, seed=0)
     trainer.lr = 1.0
-    trainer.descend(x, y, c)
+    trainer.descend(Batch(x, y), c)
     error = float(((before - rows[1]) - wanted).norm() / wanted.norm())
     return {"relative_error": error, "holds": error < 1e-10}
 

@@ -79,7 +79,7 @@ class FitCurve(Stage):
             self.path,
             control_points,
             slice(first, last),
-            self.context.data,
+            self.context.task(options),
             options,
             self.seed,
             options.t_sampling,

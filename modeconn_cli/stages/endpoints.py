@@ -104,7 +104,8 @@ class TrainedEndpoint(Endpoint):
     def compute(self, run: Run) -> None:
         options = self.context.config.endpoints
         net = self.context.net(self.init_seed)
-        trainer = Trainer(net, Point(), net.point[None], slice(0, 1), self.context.data, options, self.data_seed)
+        task = self.context.task(options)
+        trainer = Trainer(net, Point(), net.point[None], slice(0, 1), task, options, self.data_seed)
         kept = {e * trainer.steps_per_epoch: f"checkpoint-epoch{e}.safetensors" for e in options.keep_epochs}
         kept |= {s: f"checkpoint-step{s}.safetensors" for s in options.keep_steps if s not in kept}
 

@@ -53,10 +53,17 @@ class Task(Protocol):
     the weight-decay term. outputs: how many numbers a network gives an example.
     """
 
-    data: Data
-    columns: tuple[Column, ...]
-    verdict: Criterion
-    outputs: int
+    @property
+    def data(self) -> Data: ...
+
+    @property
+    def columns(self) -> tuple[Column, ...]: ...
+
+    @property
+    def verdict(self) -> Criterion: ...
+
+    @property
+    def outputs(self) -> int: ...
 
     def to(self, device: Any) -> Task:
         """The same task with its data on a device."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.families.base import Path
 from modeconn_cli.settings import Optimizer, Precision, Sampling, Training
+from modeconn_cli.tasks.base import Batch, Task
 from modeconn_cli.training.optimizers import make_update
 from modeconn_cli.training.schedules import learning_rate
 from modeconn_cli.weights import FlatModule, combine
@@ -58,13 +58,14 @@ def draw_epoch(data: Data, seed: int, epoch: int, steps: int, sampling: Sampling
 
 
 class Trainer:
-    """Trains rows of W (K, P) on a data set's training split.
+    """Trains rows of W (K, P) on a task's training split.
 
     Args:
-        net: the network; its point is moved over the path.
-        path: the family of coefficients.
+        net: the network; its point is moved over the family.
+        family: what draws coefficients.
         control_points: (K, P) W, on the network's device; its trained rows are changed in place.
         trained: which rows are trained, one contiguous slice.
+        task: the data, and the objective to lower.
         recipe: optimizer, schedule, epochs.
         seed: of order, augmentation, t and dropout.
 
@@ -74,30 +75,31 @@ class Trainer:
     def __init__(
         self,
         net: FlatModule,
-        path: Path,
+        family: Path,
         control_points: Tensor,
         trained: slice,
-        data: Data,
+        task: Task,
         recipe: Training,
         seed: int,
         sampling: Sampling = Sampling.stratified,
     ) -> None:
-        self.net, self.path, self.W_kp, self.trained = net, path, control_points, trained
-        self.data, self.recipe, self.seed, self.sampling = data, recipe, seed, sampling
+        self.net, self.family, self.W_kp, self.trained = net, family, control_points, trained
+        self.task, self.recipe, self.seed, self.sampling = task, recipe, seed, sampling
         self.device = control_points.device
-        self.steps_per_epoch = steps_per_epoch(len(data.train), recipe.batch_size)
+        self.steps_per_epoch = steps_per_epoch(len(task.data.train), recipe.batch_size)
         self.total_steps = recipe.epochs * self.steps_per_epoch
         self.step = 0
         self.rows: list[dict[str, float]] = []
         self.lr = recipe.lr
         # A network that is its only control point moves with it; otherwise the point is formed every step.
-        net.bind(self.W_kp[0] if path.control_points == 1 else self.W_kp[0].clone())
+        net.bind(self.W_kp[0] if family.control_points == 1 else self.W_kp[0].clone())
         self._point_views = net.views(net.point)
         self._rows = [v for row in self.W_kp[trained] for v in net.views(row)]
         self._update = make_update(recipe, self._rows)
         self._gradients: list[Tensor] = []
         self._losses = torch.zeros(self.steps_per_epoch, device=self.device)
-        self._wrong = torch.zeros(self.steps_per_epoch, device=self.device)
+        # Sums over each batch of the columns that are not the objective's own.
+        self._sums = {c.name: torch.zeros(self.steps_per_epoch, device=self.device) for c in task.columns[1:]}
         # Reading a loss waits for the device, so an accelerator is asked seldom.
         self._check_every = 1 if self.device.type == "cpu" else 50
         self._checked = 0
@@ -116,8 +118,8 @@ class Trainer:
         while self.step < self.total_steps:
             index, batch = divmod(self.step, self.steps_per_epoch)
             if epoch is None or batch == 0:
-                epoch = draw_epoch(self.data, self.seed, index, self.steps_per_epoch, self.sampling)
-                coefficients = self.path.coefficients(epoch.t)
+                epoch = draw_epoch(self.task.data, self.seed, index, self.steps_per_epoch, self.sampling)
+                coefficients = self.family.coefficients(epoch.t)
             self._take_step(epoch, batch, coefficients[batch].tolist())
             self.step += 1
             if self.step % self._check_every == 0 or batch + 1 == self.steps_per_epoch:
@@ -130,33 +132,31 @@ class Trainer:
 
     def _take_step(self, epoch: Epoch, batch: int, c: list[float]) -> None:
         part = slice(batch * self.recipe.batch_size, (batch + 1) * self.recipe.batch_size)
-        chosen = epoch.order[part]
-        x = self.data.inputs(self.data.train, chosen, epoch.augmentation[part])
-        y = self.data.train.y[chosen]
+        data = self.task.data
+        examples = self.task.batch(data.train, epoch.order[part], epoch.augmentation[part])
         self.lr = learning_rate(self.recipe, self.step, self.steps_per_epoch)
-        loss, logits = self.descend(x, y, c)
+        loss, output = self.descend(examples, c)
         self._losses[batch] = loss
-        self._wrong[batch] = (logits.argmax(1) != y).sum()
+        with torch.no_grad():
+            scores = self.task.scores(output, examples)
+            for name, sums in self._sums.items():
+                sums[batch] = scores[name].sum()
 
-    def descend(self, x: Tensor, y: Tensor, c: list[float]) -> tuple[Tensor, Tensor]:
-        """One gradient step on a batch at the point with coefficients c (K,); the loss and logits before it."""
+    def descend(self, batch: Batch, c: list[float]) -> tuple[Tensor, Any]:
+        """One gradient step on a batch at the point with coefficients c (K,); the loss and output before it."""
         # The last step's gradients go only now: freed with its activations, they would let the allocator hand
         # that memory back to the system, and every step would pay to have it again.
         self._gradients.clear()
-        if self.path.control_points > 1:
+        if self.family.control_points > 1:
             combine(c, self.W_kp, self.net.point)
         with precision(self.recipe.precision, self.device):
-            logits = self.net(x)
-            loss = F.cross_entropy(
-                logits.float() if logits.dtype is torch.bfloat16 else logits,
-                y,
-                label_smoothing=self.recipe.label_smoothing,
-            )
+            output = self.net(batch.x)
+            loss = self.task.loss(output, batch)
         # A single trained row's coefficient scales the loss, which costs nothing; several scale copies of g.
         shares = c[self.trained]
         scale = shares[0] if len(shares) == 1 else 1.0
         self._apply(self.net.gradients(loss * scale), scale, shares)
-        return loss.detach(), logits.detach()
+        return loss.detach(), output
 
     @torch.no_grad()
     def _apply(self, gradients: list[Tensor], scale: float, shares: list[float]) -> None:
@@ -194,7 +194,7 @@ class Trainer:
     def _end_epoch(self, index: int) -> None:
         batches = torch.full((self.steps_per_epoch,), self.recipe.batch_size, dtype=torch.float64)
         batches[-1] = min(
-            len(self.data.train) - (self.steps_per_epoch - 1) * self.recipe.batch_size, self.recipe.batch_size
+            len(self.task.data.train) - (self.steps_per_epoch - 1) * self.recipe.batch_size, self.recipe.batch_size
         )
         seen = float(batches.sum())
         self.rows.append(
@@ -203,7 +203,10 @@ class Trainer:
                 "step": self.step,
                 "lr": self.lr,
                 "train_loss": float(self._losses.cpu().double() @ batches) / seen,
-                "train_error": 100 * float(self._wrong.cpu().double().sum()) / seen,
+                **{
+                    f"train_{column.name}": column.scale * float(self._sums[column.name].cpu().double().sum()) / seen
+                    for column in self.task.columns[1:]
+                },
             }
         )
 
@@ -227,7 +230,7 @@ class Trainer:
             "rest": self.net.rest(),
             "rng": rng,
             "losses": self._losses,
-            "wrong": self._wrong,
+            "sums": self._sums,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -238,7 +241,8 @@ class Trainer:
             self.W_kp[self.trained].copy_(state["trained"])
             self.net.load_rest(state["rest"])
             self._losses.copy_(state["losses"])
-            self._wrong.copy_(state["wrong"])
+            for name, sums in self._sums.items():
+                sums.copy_(state["sums"][name])
             for name, tensors in self._update.memory.items():
                 for own, saved in zip(tensors, state["optimizer"][name], strict=True):
                     own.copy_(saved)

@@ -19,7 +19,9 @@ from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.models import build as models
-from modeconn_cli.settings import ChannelsLast, Config, Family, Interpolation, Precision, fields_off_default
+from modeconn_cli.settings import ChannelsLast, Config, Family, Interpolation, Precision, Training, fields_off_default
+from modeconn_cli.tasks.base import Task
+from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.tracking import Trackers
 from modeconn_cli.weights import FlatModule
 from modeconn_cli.work.machine import _device, default_threads, keep_freed_memory
@@ -135,6 +137,10 @@ class Context:
 
     def evaluator(self, net: FlatModule, options: Interpolation | None = None) -> Evaluator:
         return Evaluator(net, self.data, options or self.config.interpolation)
+
+    def task(self, recipe: Training) -> Task:
+        """The task as a recipe trains on it, on the device."""
+        return Classify(self.data, recipe.label_smoothing)
 
     def task_fields(self) -> dict[str, Any]:
         """What identifies the learning task: data set, its content, architecture."""

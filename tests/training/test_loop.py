@@ -23,6 +23,8 @@ from modeconn_cli.families.bezier import Bezier
 from modeconn_cli.families.chain import Chain
 from modeconn_cli.families.point import Point
 from modeconn_cli.settings import Every, Optimizer, Sampling, Schedule, Training
+from modeconn_cli.tasks.base import Batch, Column, Criterion
+from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.training.loop import Trainer, draw_epoch, steps_per_epoch
 from modeconn_cli.training.schedules import learning_rate
 from modeconn_cli.weights import FlatModule
@@ -33,6 +35,12 @@ FREE, FIXED = slice(0, None), slice(1, -1)
 def constant(**fields):
     """A recipe without a schedule."""
     return Training(**{"schedule": Schedule.constant, "epochs": 2, "batch_size": 4, "lr": 0.1, **fields})
+
+
+def begin(net, family, control_points, trained, data, recipe, seed, sampling=Sampling.stratified):
+    """Training to classify, smoothed as the recipe says."""
+    task = Classify(data, recipe.label_smoothing)
+    return Trainer(net, family, control_points, trained, task, recipe, seed, sampling)
 
 
 def mlp(dtype=torch.float64, seed=0):
@@ -119,15 +127,15 @@ def test_gradient_of_every_row_is_autograds(path, trained, make, make_data):
     x, y = normalised(data, slice(0, 6)), data.train.y[:6]
     for t in (0.0, 0.37, 0.62, 1.0):
         moved, c = W.clone(), path.coefficients([t])[0]
-        trainer = Trainer(net, path, moved, trained, data, recipe, seed=0)
-        loss, logits = trainer.descend(x, y, c.tolist())
+        trainer = begin(net, path, moved, trained, data, recipe, seed=0)
+        loss, logits = trainer.descend(Batch(x, y), c.tolist())
         wanted, wanted_loss, w = rows_gradient(reference, W, c, x, y, decay=0.03, smoothing=0.15)
         torch.testing.assert_close((W - moved)[trained], wanted[trained], rtol=1e-10, atol=1e-14)
         untouched = torch.ones(len(W), dtype=torch.bool)
         untouched[trained] = False
         assert torch.equal(moved[untouched], W[untouched])
         assert float(loss) == pytest.approx(wanted_loss, rel=1e-12)
-        torch.testing.assert_close(logits, at_point(reference, w, x).detach(), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(logits.detach(), at_point(reference, w, x).detach(), rtol=1e-12, atol=1e-13)
 
 
 @settings(max_examples=30)
@@ -145,7 +153,7 @@ def test_gradient_for_any_path_and_t(make_data, path, t, decay, smoothing, seed)
     W = random_rows(net, path.control_points, seed)
     moved, c = W.clone(), path.coefficients([t])[0]
     x, y = normalised(data, slice(0, 5)), data.train.y[:5]
-    Trainer(net, path, moved, FREE, data, recipe, seed=0).descend(x, y, c.tolist())
+    begin(net, path, moved, FREE, data, recipe, seed=0).descend(Batch(x, y), c.tolist())
     wanted, _, _ = rows_gradient(module, W, c, x, y, decay, smoothing)
     torch.testing.assert_close(W - moved, wanted, rtol=1e-10, atol=1e-14)
 
@@ -160,7 +168,7 @@ def test_gradient_through_batch_statistics(make_data):
     moved, c = W.clone(), path.coefficients([0.3])[0]
     x, y = normalised(data, slice(0, 6)), data.train.y[:6]
     recipe = constant(lr=1.0, momentum=0.0, weight_decay=0.01)
-    Trainer(net, path, moved, FREE, data, recipe, seed=0).descend(x, y, c.tolist())
+    begin(net, path, moved, FREE, data, recipe, seed=0).descend(Batch(x, y), c.tolist())
     wanted, _, _ = rows_gradient(reference, W, c, x, y, decay=0.01)
     torch.testing.assert_close(W - moved, wanted, rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(module[1].running_mean, reference[1].running_mean)
@@ -177,7 +185,7 @@ def test_decay_acts_on_the_point_not_on_the_rows(make_data):
     W[:, spare] = torch.tensor([[4.0, 4, 4], [-4, -2, 0], [4, 4, 4]], dtype=torch.float64)
     before, c = W.clone(), [0.25, 0.5, 0.25]
     recipe = constant(lr=1.0, momentum=0.0, weight_decay=0.1)
-    Trainer(net, Bezier(2), W, FREE, data, recipe, seed=0).descend(data.train.x, data.train.y, c)
+    begin(net, Bezier(2), W, FREE, data, recipe, seed=0).descend(Batch(data.train.x, data.train.y), c)
     point = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     torch.testing.assert_close((before - W)[:, spare], 0.1 * torch.outer(torch.tensor(c).double(), point))
 
@@ -191,7 +199,7 @@ def test_decoupled_decay_shrinks_rows_by_their_share_of_the_point(make_data):
     W[:, spare] = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=torch.float64)
     before, c = W.clone(), [0.25, 0.5, 0.25]
     recipe = constant(lr=0.5, optimizer=Optimizer.adamw, weight_decay=0.1)
-    Trainer(net, Bezier(2), W, FREE, data, recipe, seed=0).descend(data.train.x, data.train.y, c)
+    begin(net, Bezier(2), W, FREE, data, recipe, seed=0).descend(Batch(data.train.x, data.train.y), c)
     point = torch.tensor([4.0, 5.0, 6.0], dtype=torch.float64)
     torch.testing.assert_close((before - W)[:, spare], 0.05 * torch.outer(torch.tensor(c).double(), point))
 
@@ -228,7 +236,7 @@ def test_ordinary_training_is_a_plain_loop(recipe, make, make_data):
     """The optimizer's own weight decay over module.parameters() on the same batches."""
     data, plain = make_data(), make()
     net = FlatModule(copy.deepcopy(plain))
-    trainer = Trainer(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=3)
+    trainer = begin(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=3)
     trainer.run()
 
     optimizer = plain_optimizer(recipe, plain.parameters())
@@ -276,7 +284,7 @@ def test_curve_training_is_a_loop_by_hand(recipe, path, trained, make_data):
     net = FlatModule(copy.deepcopy(module))
     W = random_rows(net, path.control_points)
     ours = W.clone()
-    Trainer(net, path, ours, trained, data, recipe, seed=5).run()
+    begin(net, path, ours, trained, data, recipe, seed=5).run()
 
     optimizers = {k: HandOptimizer(recipe) for k in range(len(W))[trained]}
     coupled = 0.0 if recipe.optimizer is Optimizer.adamw else recipe.weight_decay
@@ -298,7 +306,7 @@ def test_the_network_ends_where_its_only_control_point_is(make_data):
     data, module = make_data(), mlp()
     net = FlatModule(module)
     start = net.point.clone()
-    Trainer(net, Point(), net.point[None], slice(0, 1), data, constant(), seed=0).run()
+    begin(net, Point(), net.point[None], slice(0, 1), data, constant(), seed=0).run()
     assert not torch.equal(net.point, start)
     assert torch.equal(torch.cat([p.detach().flatten() for p in module.parameters()]), net.point)
 
@@ -331,7 +339,7 @@ def test_batches_are_the_order_cut_in_pieces(n, size, sizes, make_data):
     seen = record_batches(module)
     net = FlatModule(module)
     recipe = constant(epochs=1, batch_size=size)
-    Trainer(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=4).run()
+    begin(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=4).run()
     assert [len(x) for x, _ in seen] == sizes
     order = draw_epoch(data, 4, 0, len(sizes), Sampling.stratified).order
     torch.testing.assert_close(torch.cat([x for x, _ in seen]), normalised(data, order[: sum(sizes)]))
@@ -346,7 +354,7 @@ def test_rows_are_means_over_every_example(path, n, make_data):
     net = FlatModule(module)
     W = net.point[None] if path == Point() else random_rows(net, 3) * 5
     recipe = constant(epochs=3, batch_size=3, lr=0.5, schedule=Schedule.linear)
-    trainer = Trainer(net, path, W, FREE, data, recipe, seed=4)
+    trainer = begin(net, path, W, FREE, data, recipe, seed=4)
     trainer.run()
     steps = trainer.steps_per_epoch
     assert [r["epoch"] for r in trainer.rows] == [1, 2, 3]
@@ -361,6 +369,65 @@ def test_rows_are_means_over_every_example(path, n, make_data):
         assert row["train_error"] == pytest.approx(100 * sum(wrong) / len(wrong), rel=1e-12)
 
 
+class Squares:
+    """Mean squared error against one-hot labels, and how far off the largest output is; its own columns."""
+
+    columns = Column("mse", "squared error"), Column("worst", "worst deviation", scale=1000.0)
+    verdict = Criterion("mse", "above_mean", 0.1)
+    outputs = 3
+
+    def __init__(self, data):
+        self.data = data
+
+    def batch(self, split, index, draw=None):
+        return Batch(self.data.inputs(split, index, draw), split.y[index])
+
+    def loss(self, output, batch):
+        return self.scores(output, batch)["mse"].mean()
+
+    def scores(self, output, batch):
+        off = output["answer"] - nn.functional.one_hot(batch.y, 3)
+        return {"mse": off.square().mean(1), "worst": off.abs().amax(1)}
+
+
+class Answers(nn.Module):
+    """A network that returns a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, x):
+        return {"answer": self.inner(x)}
+
+
+def test_any_objective_is_trained_and_its_columns_are_reported(make_data):
+    """Plain SGD on a mean squared error, against the same written out."""
+    data, net = make_data(), FlatModule(Answers())
+    plain = mlp()
+    W = net.point[None]
+    trainer = Trainer(net, Point(), W, slice(0, 1), Squares(data), constant(momentum=0.0, weight_decay=0.0), seed=4)
+    trainer.run()
+    losses, worst = [], []
+    for epoch in range(2):
+        order = draw_epoch(data, 4, epoch, 3, Sampling.stratified).order
+        for batch in (order[:4], order[4:8], order[8:11]):
+            off = plain(normalised(data, batch)) - torch.eye(3, dtype=torch.float64)[data.train.y[batch]]
+            loss = (off * off).sum() / (3 * len(batch))
+            losses.append(float(loss.detach()) * len(batch))
+            worst.append(float(off.detach().abs().max(1).values.sum()))
+            gradients = torch.autograd.grad(loss, [*plain.parameters()])
+            with torch.no_grad():
+                for p, g in zip(plain.parameters(), gradients, strict=True):
+                    p -= 0.1 * g
+    wanted = torch.cat([p.detach().flatten() for p in plain.parameters()])
+    torch.testing.assert_close(net.point, wanted, rtol=1e-10, atol=1e-12)
+    assert [list(row) for row in trainer.rows] == [["epoch", "step", "lr", "train_loss", "train_worst"]] * 2
+    for epoch, row in enumerate(trainer.rows):
+        assert row["train_loss"] == pytest.approx(sum(losses[3 * epoch : 3 * epoch + 3]) / 11, rel=1e-6)
+        assert row["train_worst"] == pytest.approx(1000 * sum(worst[3 * epoch : 3 * epoch + 3]) / 11, rel=1e-6)
+
+
 def test_smoothing_leaves_perfectly_smoothed_logits_alone(make_data):
     """A bias-only network at the smoothed targets' log has no gradient; at any other point it has one."""
     data = make_data()
@@ -371,8 +438,8 @@ def test_smoothing_leaves_perfectly_smoothed_logits_alone(make_data):
     net.point.zero_()
     net.point[-3:] = target.log()
     recipe = constant(lr=1.0, momentum=0.0, weight_decay=0.0, label_smoothing=smoothing)
-    trainer = Trainer(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=0)
-    loss, _ = trainer.descend(data.train.x, data.train.y, [1.0])
+    trainer = begin(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=0)
+    loss, _ = trainer.descend(Batch(data.train.x, data.train.y), [1.0])
     torch.testing.assert_close(net.point[-3:], target.log(), rtol=1e-12, atol=1e-14)
     assert float(loss) == pytest.approx(float(-(target * target.log()).sum()), rel=1e-12)
 
@@ -438,7 +505,7 @@ def test_augmentation_is_the_drawn_one(make_data):
     module = nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).double()
     seen = record_batches(module)
     net = FlatModule(module)
-    Trainer(net, Point(), net.point[None], slice(0, 1), data, constant(epochs=1), seed=0).run()
+    begin(net, Point(), net.point[None], slice(0, 1), data, constant(epochs=1), seed=0).run()
     drawn = draw_epoch(data, 0, 0, 2, Sampling.stratified)
     wanted = [
         (data.train.x[i].flip(-1) if flip else data.train.x[i])
@@ -550,7 +617,7 @@ def test_the_loop_moves_with_the_schedules_rate(make_data):
     data, net = make_data(), FlatModule(with_unused())
     recipe = constant(momentum=0.0, weight_decay=0.5, lr=0.4, epochs=2, schedule=Schedule.linear, warmup_epochs=1)
     seen = []
-    trainer = Trainer(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=0)
+    trainer = begin(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=0)
     trainer.run(lambda t: seen.append((t.lr, t.step)))
     wanted = [0.4 / 3, 0.8 / 3, 0.4, 0.4, 0.4, 0.4]
     assert [lr for lr, _ in seen] == pytest.approx(wanted)
@@ -582,21 +649,21 @@ def test_resuming_at_any_step_changes_no_bit(make, path, recipe, make_data):
     data = make_data(dtype=torch.float32)
     recipe = replace(recipe, schedule=Schedule.cosine, schedule_every=Every.step)
 
-    def begin(module_seed):
+    def fresh(module_seed):
         net = FlatModule(make(torch.float32, module_seed))
         if path == Point():
-            return net, net.point[None], Trainer(net, path, net.point[None], slice(0, 1), data, recipe, seed=9)
+            return net, net.point[None], begin(net, path, net.point[None], slice(0, 1), data, recipe, seed=9)
         W = random_rows(net, path.control_points)
-        return net, W, Trainer(net, path, W, FIXED, data, recipe, seed=9)
+        return net, W, begin(net, path, W, FIXED, data, recipe, seed=9)
 
-    net, W, trainer = begin(0)
+    net, W, trainer = fresh(0)
     saved = [to_disk_and_back(trainer.state())]
     trainer.run(lambda t: saved.append(to_disk_and_back(t.state())))
     assert [s["step"] for s in saved] == list(range(7))
     assert len(trainer.rows) == 2
 
     for state in saved:
-        other_net, other_W, other = begin(1)  # another initialisation, other buffers
+        other_net, other_W, other = fresh(1)  # another initialisation, other buffers
         torch.manual_seed(12345)
         other.load(state)
         other.run()
@@ -612,7 +679,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(make_data):
     def fit(seed):
         net = FlatModule(noisy(torch.float32, 0))
         W = random_rows(net, 3)
-        Trainer(net, Bezier(2), W, FIXED, data, constant(), seed).run()
+        begin(net, Bezier(2), W, FIXED, data, constant(), seed).run()
         return W
 
     first = fit(1)
@@ -623,7 +690,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(make_data):
 
 def test_a_finished_run_stays_finished(make_data):
     data, net = make_data(), FlatModule(mlp())
-    trainer = Trainer(net, Point(), net.point[None], slice(0, 1), data, constant(), seed=0)
+    trainer = begin(net, Point(), net.point[None], slice(0, 1), data, constant(), seed=0)
     trainer.run()
     point, rows = net.point.clone(), copy.deepcopy(trainer.rows)
     trainer.run()
@@ -643,7 +710,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(value, bad_place, epoch, make_d
     recipe = constant(lr=0.5, epochs=2, schedule=Schedule.linear, schedule_every=Every.step)
     net = FlatModule(mlp())
     poisoned = draw_epoch(data, 2, epoch, 3, Sampling.stratified).order[bad_place]
-    trainer = Trainer(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=2)
+    trainer = begin(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=2)
     seen = []
 
     def watch(t):
@@ -664,7 +731,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(value, bad_place, epoch, make_d
 def test_no_state_is_given_after_a_loss_that_is_not_finite(make_data):
     """On an accelerator losses are read seldom, so asking for the state must look first."""
     data, net = make_data(), FlatModule(mlp())
-    trainer = Trainer(net, Point(), net.point[None], slice(0, 1), data, constant(epochs=9), seed=2)
+    trainer = begin(net, Point(), net.point[None], slice(0, 1), data, constant(epochs=9), seed=2)
     trainer._check_every = 50
     data.train.x[draw_epoch(data, 2, 0, 3, Sampling.stratified).order[0]] = math.nan
 
@@ -678,7 +745,7 @@ def test_progress_shows_the_mean_of_this_epochs_losses(make_data):
     seen = record_batches(module)
     net = FlatModule(module)
     shown = []
-    trainer = Trainer(net, Point(), net.point[None], slice(0, 1), data, constant(), seed=0)
+    trainer = begin(net, Point(), net.point[None], slice(0, 1), data, constant(), seed=0)
     assert math.isnan(trainer.recent_loss)
     trainer.run(lambda t: shown.append(t.recent_loss))
     losses = []
@@ -692,7 +759,7 @@ def test_progress_shows_the_mean_of_this_epochs_losses(make_data):
 
 def test_progress_of_a_long_epoch_shows_its_last_fifty_losses(make_data):
     data, net = make_data(n=60), FlatModule(mlp())
-    trainer = Trainer(net, Point(), net.point[None], slice(0, 1), data, constant(batch_size=1, epochs=1), seed=0)
+    trainer = begin(net, Point(), net.point[None], slice(0, 1), data, constant(batch_size=1, epochs=1), seed=0)
     shown = []
     trainer.run(lambda t: shown.append((t.recent_loss, float(t._losses[t.step - 1]))))
     losses = [loss for _, loss in shown]
