@@ -172,10 +172,10 @@ def bench_evaluation(
     module: nn.Module, data: Data, channels_last: bool, batch: int, rounds: int, device: torch.device
 ) -> list[float]:
     net = FlatModule(module, channels_last)
-    evaluator = Evaluator(net, data, Interpolation(batch_size=batch))
+    evaluator = Evaluator(net, Classify(data), Interpolation(batch_size=batch))
     W_kp = net.point.repeat(3, 1)
     net.bind(W_kp[0].clone())
-    rests = [net.rest(), net.rest()]
+    buffers = [net.rest(), net.rest()]
     points = Bezier(2).coefficients(np.linspace(0.1, 0.9, 3))
     layers = norm_layers(module)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -186,7 +186,7 @@ def bench_evaluation(
 
     def ours() -> None:
         for point in points:
-            evaluator.at(W_kp, point, rests)
+            evaluator.at(W_kp, point, buffers)
 
     @torch.no_grad()
     def bare() -> None:

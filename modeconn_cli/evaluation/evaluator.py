@@ -1,38 +1,52 @@
-"""The one evaluator: points of weight space in, per-example losses and errors out."""
+"""The one evaluator: points of weight space in, every example's scores out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from modeconn_cli.data.dataset import Data, Split
+from modeconn_cli.data.dataset import Split
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation.buffers import norm_layers, reestimate
 from modeconn_cli.evaluation.repair import Repair
 from modeconn_cli.families.base import Array
 from modeconn_cli.settings import BatchNorm, Interpolation, Renormalise
+from modeconn_cli.tasks.base import Batch, Column, Task
 from modeconn_cli.weights import FlatModule, combine
 
 BATCH_NORM_BATCH = 1000
-HELD_BYTES = 1 << 29  # inputs of a split that are kept normalised between points, rather than made anew at each
+KEPT_BYTES = 1 << 29  # inputs of a split that are kept normalised between points, rather than made anew at each
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One network on one split: nll (n,) plain cross-entropy in nats, wrong (n,) booleans."""
+    """One network on one split.
 
-    nll: Tensor
-    wrong: Tensor
+    columns: by the task's column names and in their order, (n,) each, on the CPU, unscaled (an error is 0 or 1).
+    scales: what a column's mean is multiplied with to be in the column's unit; 1 where none is named.
+    """
+
+    columns: dict[str, Tensor]
+    scales: Mapping[str, float]
 
     @property
-    def means(self) -> tuple[float, float]:
-        """Mean nll and error in percent, over every example."""
-        return float(self.nll.double().mean()), 100 * float(self.wrong.double().mean())
+    def means(self) -> dict[str, float]:
+        """Each column's mean over every example, in its unit."""
+        return {k: self.scales.get(k, 1.0) * float(v.double().mean()) for k, v in self.columns.items()}
+
+    @property
+    def objective(self) -> float:
+        """Mean of the first column, which is the task's objective."""
+        return next(iter(self.means.values()))
+
+
+def metrics(scores: Mapping[str, Scores]) -> dict[str, float]:
+    """Means by ``<split>_<column>``."""
+    return {f"{split}_{column}": mean for split, found in scores.items() for column, mean in found.means.items()}
 
 
 class Evaluator:
@@ -40,34 +54,34 @@ class Evaluator:
 
     Args:
         net: the network; it is moved, and its buffers are overwritten.
-        data: on the network's device. Examples are clean: neither augmented nor smoothed.
+        task: its data on the network's device. Examples are clean: neither augmented nor smoothed.
         options: batch size, BatchNorm policy and how many training examples count (a fixed draw).
     """
 
-    def __init__(self, net: FlatModule, data: Data, options: Interpolation) -> None:
-        self.net, self.data, self.options = net, data, options
+    def __init__(self, net: FlatModule, task: Task, options: Interpolation) -> None:
+        self.net, self.task, self.options = net, task, options
         self.has_batch_norm = bool(norm_layers(net.module))
+        data = task.data
         self.splits = {"train": _part(data.train, options.train_examples), "test": data.test}
         # In the data's own order, sorted classes would make batches that are unlike the whole.
         n = len(data.train)
         shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-        self._held: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._kept: dict[str, list[Batch]] = {}
         self._repair: Repair | None = None
         self._bn_order = shuffled[: options.bn_examples or n].to(data.train.x.device)
 
-    def batches(self, split: Split) -> Iterable[tuple[Tensor, Tensor]]:
-        """A split in order, as float inputs and labels; the short last batch included."""
-        if 4 * split.x.numel() > HELD_BYTES:
+    def batches(self, split: Split) -> Iterable[Batch]:
+        """A split in order, ready for the network; the short last batch included."""
+        if 4 * split.x.numel() > KEPT_BYTES:
             return self._made(split)
-        if split.name not in self._held:
-            self._held[split.name] = list(self._made(split))
-        return self._held[split.name]
+        if split.name not in self._kept:
+            self._kept[split.name] = list(self._made(split))
+        return self._kept[split.name]
 
-    def _made(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    def _made(self, split: Split) -> Iterator[Batch]:
         size = self.options.batch_size
         for start in range(0, len(split), size):
-            part = slice(start, start + size)
-            yield self.data.inputs(split, part), split.y[part]
+            yield self.task.batch(split, slice(start, start + size))
 
     def reestimate(self) -> None:
         """Estimate BatchNorm statistics at the network's present point on clean training data.
@@ -81,7 +95,7 @@ class Evaluator:
         batches = self._bn_order.split(BATCH_NORM_BATCH)
         if len(batches) > 1 and len(batches[-1]) == 1:  # one example has no variance
             batches = batches[:-1]
-        return (self.data.inputs(self.data.train, index) for index in batches)
+        return (self.task.batch(self.task.data.train, index).x for index in batches)
 
     @torch.no_grad()
     def score(self, split: Split) -> Scores:
@@ -91,17 +105,13 @@ class Evaluator:
             RunFailed: a loss is NaN or infinite.
         """
         self.net.module.eval()
-        nll, wrong = [], []
-        for x, y in self.batches(split):
-            logits = self.net(x)
-            nll.append(F.cross_entropy(logits, y, reduction="none"))
-            wrong.append(logits.argmax(1) != y)
-        found = Scores(torch.cat(nll).cpu(), torch.cat(wrong).cpu())
-        if not torch.isfinite(found.nll).all():
+        parts = [self.task.scores(self.net(batch.x), batch) for batch in self.batches(split)]
+        columns = {c.name: torch.cat([part[c.name] for part in parts]).cpu() for c in self.task.columns}
+        if not all(torch.isfinite(values).all() for values in columns.values()):
             raise RunFailed(
                 f"the loss on the {split.name} split is NaN or infinite; no mean and no barrier can be given."
             )
-        return found
+        return Scores(columns, {c.name: c.scale for c in self.task.columns})
 
     def scores(self) -> dict[str, Scores]:
         """:meth:`score` of both splits."""
@@ -112,7 +122,7 @@ class Evaluator:
         self,
         control_points: Tensor,
         coefficients: Array,
-        rests: list[dict[str, Tensor]],
+        buffers: list[dict[str, Tensor]],
         fixed: tuple[bool, bool] = (True, True),
     ) -> dict[str, Scores]:
         """Scores at w = c @ W.
@@ -121,30 +131,33 @@ class Evaluator:
             control_points: W (K, P).
             coefficients: c (K,). A one-hot c on the first or last row is that endpoint: the weights of the row
                 exactly, with the endpoint's own buffers.
-            rests: buffers of the first and of the last row's endpoints.
+            buffers: those of the first and of the last row's endpoints.
             fixed: whether those rows are the endpoints still; a row that was trained has no buffers of its own.
         """
-        repair = self._ready_repair(control_points[[0, -1]], rests)
+        repair = self._ready_repair(control_points[[0, -1]], buffers)
         combine(coefficients.tolist(), control_points, self.net.point)
         if coefficients[0] == 1 and fixed[0]:
-            self.net.load_rest(rests[0])
+            self.net.load_rest(buffers[0])
         elif coefficients[-1] == 1 and fixed[1]:
-            self.net.load_rest(rests[1])
+            self.net.load_rest(buffers[1])
         else:
             share = float(coefficients @ np.linspace(0, 1, len(coefficients)))
-            self.net.load_rest(_mean_statistics(rests, share))
+            self.net.load_rest(_mean_statistics(buffers, share))
             return self._between([1 - share, share], repair)
         return self.scores()
 
     @torch.no_grad()
-    def centre(self, points: Tensor, rests: list[dict[str, Tensor]]) -> dict[str, Scores]:
-        """Scores at the mean of networks (N, P), whose buffers are ``rests``; the network is left there."""
-        repair = self._ready_repair(points, rests)
+    def centre(self, points: Tensor, buffers: list[dict[str, Tensor]]) -> dict[str, Scores]:
+        """Scores at the mean of networks (N, P) with these buffers; the network is left there."""
+        repair = self._ready_repair(points, buffers)
         self.net.point.copy_(points.mean(0))
         self.net.load_rest(
-            {k: torch.stack([r[k] for r in rests]).mean(0) if v.is_floating_point() else v for k, v in rests[0].items()}
+            {
+                k: torch.stack([b[k] for b in buffers]).mean(0) if v.is_floating_point() else v
+                for k, v in buffers[0].items()
+            }
         )
-        return self._between([1 / len(rests)] * len(rests), repair)
+        return self._between([1 / len(buffers)] * len(buffers), repair)
 
     def _between(self, shares: list[float], repair: Repair | None) -> dict[str, Scores]:
         """Scores of the network as it is, after what is asked for between ends."""
@@ -158,23 +171,23 @@ class Evaluator:
             self.reestimate()
         return self.scores()
 
-    def _ready_repair(self, points: Tensor, rests: list[dict[str, Tensor]]) -> Repair | None:
+    def _ready_repair(self, points: Tensor, buffers: list[dict[str, Tensor]]) -> Repair | None:
         """The repair, where one is asked for, that knows the statistics of all ends."""
         if self.options.renormalise is Renormalise.none:
             return None
         if self._repair is None:
             shift = self.options.renormalise is Renormalise.repair
             self._repair = Repair(self.net, self._bn_batches, shift)
-            for row, rest in zip(points, rests, strict=True):
+            for row, own in zip(points, buffers, strict=True):
                 self.net.point.copy_(row)
-                self.net.load_rest(rest)
+                self.net.load_rest(own)
                 self._repair.add_end()
         return self._repair
 
 
-def _mean_statistics(rests: list[dict[str, Tensor]], share: float) -> dict[str, Tensor]:
+def _mean_statistics(buffers: list[dict[str, Tensor]], share: float) -> dict[str, Tensor]:
     """Floating buffers of two endpoints averaged, ``share`` of the second; other buffers from the first."""
-    first, last = rests
+    first, last = buffers
     return {k: torch.lerp(v, last[k], share) if v.is_floating_point() else v for k, v in first.items()}
 
 
@@ -219,15 +232,22 @@ def search_maximum(f: Callable[[float], float], t: Array, values: Array, evaluat
         )
 
 
-def require_same(recorded: dict[str, float], measured: dict[str, float], where: str, rtol: float = 1e-4) -> None:
+def require_same(
+    recorded: dict[str, float],
+    measured: dict[str, float],
+    where: str,
+    columns: Sequence[Column],
+    rtol: float = 1e-4,
+) -> None:
     """Check that an end of a path reproduces its endpoint's own recorded metrics.
 
     Raises:
         RunFailed: naming the end, the metric and both figures. Batches of another size round differently, by
-            far less than ``rtol``; an error rate may move by single examples on a tie.
+            far less than ``rtol``; a column that counts examples may move by single ones on a tie.
     """
+    counted = tuple(f"_{c.name}" for c in columns if c.counts)
     for key, value in recorded.items():
-        slack = rtol * max(abs(value), 1e-3) + (0.05 if key.endswith("_error") else 0.0)
+        slack = rtol * max(abs(value), 1e-3) + (0.05 if key.endswith(counted) else 0.0)
         if not abs(measured[key] - value) <= slack:
             raise RunFailed(
                 f"{where} does not reproduce its endpoint: {key} is {measured[key]:.6g}, recorded "

@@ -79,7 +79,7 @@ class FitCurve(Stage):
             self.path,
             control_points,
             slice(first, last),
-            self.context.task(options),
+            self.context.training_task(options),
             options,
             self.seed,
             options.t_sampling,

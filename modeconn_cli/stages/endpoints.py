@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.evaluation.evaluator import Evaluator
+from modeconn_cli.evaluation.evaluator import Evaluator, metrics
 from modeconn_cli.families.point import Point
 from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.runs.directory import Run
@@ -42,21 +42,19 @@ class Endpoint(Stage):
         return read_state(self.result.folder / CHECKPOINT)
 
     def metrics(self) -> dict[str, float]:
-        """train_nll, train_error, test_nll, test_error as measured when it was made."""
+        """Means by ``<split>_<column>``, as measured when it was made."""
         return recorded_metrics(self.result.folder)
 
     def write(self, run: Run, evaluator: Evaluator, net: FlatModule, more: dict[str, Any]) -> None:
         """Write the checkpoint and its metrics, measured with its own buffers."""
         scores = evaluator.scores()
-        metrics = {}
-        for split, s in scores.items():
-            metrics[f"{split}_nll"], metrics[f"{split}_error"] = s.means
-        self.context.trackers.summary({"measured": metrics})
+        measured = metrics(scores)
+        self.context.trackers.summary({"measured": measured})
         write_state(run, CHECKPOINT, net.state())
         run.write_json(
             "summary.json",
             {
-                "metrics": metrics,
+                "metrics": measured,
                 "splits": {k: split_note(evaluator, k) for k in scores},
                 "parameters": len(net.point),
                 **more,
@@ -104,7 +102,7 @@ class TrainedEndpoint(Endpoint):
     def compute(self, run: Run) -> None:
         options = self.context.config.endpoints
         net = self.context.net(self.init_seed)
-        task = self.context.task(options)
+        task = self.context.training_task(options)
         trainer = Trainer(net, Point(), net.point[None], slice(0, 1), task, options, self.data_seed)
         kept = {e * trainer.steps_per_epoch: f"checkpoint-epoch{e}.safetensors" for e in options.keep_epochs}
         kept |= {s: f"checkpoint-step{s}.safetensors" for s in options.keep_steps if s not in kept}
@@ -176,5 +174,5 @@ def recorded_metrics(folder: Path) -> dict[str, float]:
 def split_note(evaluator: Evaluator, key: str) -> dict[str, Any]:
     """What a split of the results is: its name, clean examples, how many, whole or a fixed draw."""
     split = evaluator.splits[key]
-    whole = len(evaluator.data.train if key == "train" else evaluator.data.test)
+    whole = len(evaluator.task.data.train if key == "train" else evaluator.task.data.test)
     return {"split": split.name, "examples": len(split), "whole": len(split) == whole, "augmented": False}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation.barriers import barrier_intervals, resampled_means, verdict
-from modeconn_cli.evaluation.evaluator import Evaluator, Scores, gram, require_same, search_maximum
+from modeconn_cli.evaluation.evaluator import Evaluator, Scores, gram, metrics, require_same, search_maximum
 from modeconn_cli.families.base import Array, Path
 from modeconn_cli.families.bezier import segment
 from modeconn_cli.families.geometry import geometry
@@ -70,8 +70,8 @@ class MeasuredPath(Stage):
         net.bind(W_kp[0].clone())
         states = [self.start.state(), self.end.state()]
         coordinates = set(net.names)
-        rests = [{k: v for k, v in s.items() if k not in coordinates} for s in states]
-        evaluator.net.load_rest(rests[0])
+        buffers = [{k: v for k, v in s.items() if k not in coordinates} for s in states]
+        evaluator.net.load_rest(buffers[0])
 
         saver = Saver(run, context)
         measured = _unpack(saver.begun())
@@ -81,12 +81,12 @@ class MeasuredPath(Stage):
         def measure(t: float) -> dict[str, Scores]:
             if t not in measured:
                 try:
-                    measured[t] = evaluator.at(W_kp, c_at([t])[0], rests, self.ends_fixed)
+                    measured[t] = evaluator.at(W_kp, c_at([t])[0], buffers, self.ends_fixed)
                 except RunFailed as failure:
                     raise RunFailed(f"{self.title} at t={t:g}: {failure}") from None
                 if saver.due:
                     saver.save(_pack(measured))
-            context.reporter.progress(len(measured), total, f"t {t:.3f} loss {measured[t]['train'].means[0]:.4f}")
+            context.reporter.progress(len(measured), total, f"t {t:.3f} loss {measured[t]['train'].objective:.4f}")
             saver.stop_if_asked()
             return measured[t]
 
@@ -99,7 +99,7 @@ class MeasuredPath(Stage):
 
         def train_loss(t: float) -> float:
             _, l2 = geometry(self.path, squared, np.array([t]))
-            return measure(t)["train"].means[0] + self.weight_decay / 2 * float(l2[0]) ** 2
+            return measure(t)["train"].objective + self.weight_decay / 2 * float(l2[0]) ** 2
 
         search_maximum(train_loss, grid, np.array([train_loss(float(t)) for t in grid]), options.search_max)
         context.reporter.progress(total, total, "bootstrap")
@@ -120,10 +120,7 @@ class MeasuredPath(Stage):
         recorded = endpoint.metrics()
         if len(evaluator.splits["train"]) < len(self.context.data.train):
             recorded = {k: v for k, v in recorded.items() if not k.startswith("train")}
-        found = {}
-        for split, s in scores.items():
-            found[f"{split}_nll"], found[f"{split}_error"] = s.means
-        require_same(recorded, found, f"{self.title} at t={t:g}")
+        require_same(recorded, metrics(scores), f"{self.title} at t={t:g}", evaluator.task.columns)
 
     def _table(
         self, t: Array, on_grid: np.ndarray, squared: Array, measured: dict[float, dict[str, Scores]]
@@ -132,8 +129,8 @@ class MeasuredPath(Stage):
         columns = {"t": t, "length": length, "l2": l2}
         errors = {}
         for split in SPLITS:
-            nll = torch.stack([measured[s][split].nll for s in t]).double().numpy()
-            wrong = torch.stack([measured[s][split].wrong for s in t]).double().numpy()
+            nll = torch.stack([measured[s][split].columns["nll"] for s in t]).double().numpy()
+            wrong = torch.stack([measured[s][split].columns["error"] for s in t]).double().numpy()
             n = nll.shape[1]
             columns[f"{split}_nll"] = nll.mean(1)
             columns[f"{split}_loss"] = columns[f"{split}_nll"] + self.weight_decay / 2 * l2**2
@@ -164,8 +161,8 @@ class MeasuredPath(Stage):
         barriers: dict[str, Any] = {}
         for split in SPLITS:
             per_example = {
-                "nll": torch.stack([measured[s][split].nll for s in t]),
-                "error": 100 * torch.stack([measured[s][split].wrong for s in t]).double(),
+                "nll": torch.stack([measured[s][split].columns["nll"] for s in t]),
+                "error": 100 * torch.stack([measured[s][split].columns["error"] for s in t]).double(),
             }
             resampled = {k: resampled_means(v, options.bootstrap) for k, v in per_example.items()}
             resampled["loss"] = resampled["nll"] + (columns[f"{split}_loss"] - columns[f"{split}_nll"])
@@ -300,12 +297,13 @@ def _statistics(values: Array, on_grid: np.ndarray, length: Array) -> dict[str, 
 
 
 def _pack(measured: dict[float, dict[str, Scores]]) -> dict[str, Any]:
+    first = next(iter(measured.values()))
     return {
         "t": list(measured),
-        **{
-            f"{split}_{part}": torch.stack([getattr(m[split], part) for m in measured.values()])
-            for split in SPLITS
-            for part in ("nll", "wrong")
+        "scales": {split: dict(scores.scales) for split, scores in first.items()},
+        "columns": {
+            split: {name: torch.stack([m[split].columns[name] for m in measured.values()]) for name in scores.columns}
+            for split, scores in first.items()
         },
     }
 
@@ -314,6 +312,9 @@ def _unpack(state: dict[str, Any] | None) -> dict[float, dict[str, Scores]]:
     if state is None:
         return {}
     return {
-        t: {split: Scores(state[f"{split}_nll"][i], state[f"{split}_wrong"][i]) for split in SPLITS}
+        t: {
+            split: Scores({name: values[i] for name, values in columns.items()}, state["scales"][split])
+            for split, columns in state["columns"].items()
+        }
         for i, t in enumerate(state["t"])
     }

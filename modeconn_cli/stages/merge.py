@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modeconn_cli.evaluation.barriers import resampled_means
-from modeconn_cli.evaluation.evaluator import Scores, require_same
+from modeconn_cli.evaluation.evaluator import Scores, metrics, require_same
 from modeconn_cli.matching.many import RESTARTS, cycle_consistent, cycle_error, merge_many, pairs_of
 from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.networks import write_state
@@ -105,7 +105,7 @@ class Merged(Permuting):
             with torch.no_grad():
                 net.module.load_state_dict(state)
             ends.append(own.scores())
-            require_same(n.metrics(), _metrics(ends[-1]), n.short_name)
+            require_same(n.metrics(), metrics(ends[-1]), n.short_name, self.context.task.columns)
         options = self.context.config.interpolation
         kinds = [("mean of the networks as they are", states, BatchNorm.mean, Renormalise.none)]
         kinds += [("mean of the matched", aligned, BatchNorm.mean, Renormalise.none)]
@@ -122,11 +122,11 @@ class Merged(Permuting):
             )
             evaluator = self.context.evaluator(net, asked)
             points = torch.stack([net.flatten(s) for s in networks])
-            rests = [{k: v.to(net.point.device) for k, v in s.items() if k not in coordinates} for s in networks]
-            scores = evaluator.centre(points, rests)
+            buffers = [{k: v.to(net.point.device) for k, v in s.items() if k not in coordinates} for s in networks]
+            scores = evaluator.centre(points, buffers)
             rows.append({"network": name, **_barriers(scores, ends, options)})
             if renormalise is Renormalise.none and networks is aligned:
-                metrics = _metrics(scores)
+                measured = metrics(scores)
                 write_state(run, CHECKPOINT, net.state())
         run.write_rows(
             "merge.csv",
@@ -135,8 +135,8 @@ class Merged(Permuting):
         run.write_json(
             "summary.json",
             {
-                "metrics": metrics,
-                "ends": [_metrics(e) for e in ends],
+                "metrics": measured,
+                "ends": [metrics(e) for e in ends],
                 "splits": {k: split_note(own, k) for k in SPLITS},
                 "parameters": len(net.point),
             },
@@ -150,19 +150,14 @@ class Merged(Permuting):
         return {k: summary[k] for k in keep}
 
 
-def _metrics(scores: dict[str, Scores]) -> dict[str, float]:
-    return {f"{s}_{m}": v for s in SPLITS for m, v in zip(("nll", "error"), scores[s].means, strict=True)}
-
-
 def _barriers(centre: dict[str, Scores], ends: list[dict[str, Scores]], options: Interpolation) -> dict[str, Any]:
-    """Loss and error of a mean, and how far they are above the mean of the ends', with bootstrap intervals."""
+    """Every metric of a mean, and how far it is above the mean of the ends', with bootstrap intervals."""
     row: dict[str, Any] = {}
     tails = [50 * (1 - options.confidence), 50 * (1 + options.confidence)]
     for split in SPLITS:
-        for metric, scale in (("nll", 1.0), ("error", 100.0)):
-            values = [
-                scale * getattr(s[split], "nll" if metric == "nll" else "wrong").double() for s in (centre, *ends)
-            ]
+        for metric in centre[split].columns:
+            scale = centre[split].scales[metric]
+            values = [scale * s[split].columns[metric].double() for s in (centre, *ends)]
             above = values[0] - torch.stack(values[1:]).mean(0)
             low, high = np.percentile(resampled_means(above[None], options.bootstrap)[:, 0], tails)
             row[f"{split}_{metric}"] = float(values[0].mean())

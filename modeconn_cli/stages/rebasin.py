@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation.buffers import norm_layers
-from modeconn_cli.evaluation.evaluator import require_same
+from modeconn_cli.evaluation.evaluator import metrics, require_same
 from modeconn_cli.matching.activation import activation_matching
 from modeconn_cli.matching.learned import Check, Loss, Parameters, sinkhorn_matching, straight_through
 from modeconn_cli.matching.weight import Matching, Memory, default_restarts, weight_matching
@@ -168,10 +167,7 @@ class Aligned(Permuting, Endpoint):
                 "certificate": certificate,
             },
         )
-        measured = {}
-        for split, scores in evaluator.scores().items():
-            measured[f"{split}_nll"], measured[f"{split}_error"] = scores.means
-        require_same(self.end.metrics(), measured, f"{self.short_name}")
+        require_same(self.end.metrics(), metrics(evaluator.scores()), self.short_name, self.context.task.columns)
 
     def found(self, run: Run) -> dict[str, Any]:
         """What a finished run says, for people."""
@@ -247,20 +243,21 @@ class Aligned(Permuting, Endpoint):
 
         BatchNorm normalises by the batch, as it would after its statistics were reset.
         """
-        options, data = self.context.config.rebasin, self.context.data
+        options, task = self.context.config.rebasin, self.context.task
+        data = task.data
         module = self.context.net(0).module.eval()
         for layer in norm_layers(module):
             layer.train()
         names = {n for n, _ in module.named_parameters()}
-        rest = {k: v.to(self.context.device) for k, v in a.items() if k not in names}
+        buffers = {k: v.to(self.context.device) for k, v in a.items() if k not in names}
         n = len(data.train)
         fixed = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: options.examples]
 
         def on(parameters: Parameters, chosen: Tensor) -> Tensor:
             chosen = chosen.to(data.train.x.device)
-            own = {k: v.clone() for k, v in rest.items()}
-            logits = functional_call(module, {**own, **parameters}, (data.inputs(data.train, chosen),))
-            return F.cross_entropy(logits, data.train.y[chosen])
+            own = {k: v.clone() for k, v in buffers.items()}
+            batch = task.batch(data.train, chosen)
+            return task.loss(functional_call(module, {**own, **parameters}, (batch.x,)), batch)
 
         def loss(parameters: Parameters, step: int) -> Tensor:
             generator = torch.Generator().manual_seed(options.seed * options.steps + step)

@@ -24,6 +24,7 @@ class Column:
     digits: int = 4
     scale: float = 1.0
     better: str = "lower"
+    counts: bool = False
 
 
 @dataclass(frozen=True)

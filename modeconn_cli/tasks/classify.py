@@ -12,7 +12,10 @@ from torch import Tensor
 from modeconn_cli.data.dataset import Data, Split
 from modeconn_cli.tasks.base import Batch, Column, Criterion
 
-COLUMNS = (Column("nll", "cross-entropy"), Column("error", "error", unit="%", digits=2, scale=100.0))
+COLUMNS = (
+    Column("nll", "cross-entropy"),
+    Column("error", "error", unit="%", digits=2, scale=100.0, counts=True),
+)
 
 
 @dataclass(frozen=True, eq=False)

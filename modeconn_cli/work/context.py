@@ -90,6 +90,15 @@ class Context:
         host = self.data_on_host
         return recent("device", f"{self.checksum} {self.config.dataset} {self.device}", lambda: host.to(self.device))
 
+    @cached_property
+    def task(self) -> Task:
+        """The data on the device with the objective that networks are scored by."""
+        return Classify(self.data)
+
+    def training_task(self, training: Training) -> Task:
+        """:attr:`task` as a network is trained on it."""
+        return Classify(self.data, training.label_smoothing)
+
     def module(self, task: tuple[tuple[int, ...], int] | None = None) -> nn.Module:
         """The architecture, freshly initialised from the global generator, on the present default device.
 
@@ -136,11 +145,7 @@ class Context:
         return FlatModule(module, self._channels_last(module))
 
     def evaluator(self, net: FlatModule, options: Interpolation | None = None) -> Evaluator:
-        return Evaluator(net, self.data, options or self.config.interpolation)
-
-    def task(self, recipe: Training) -> Task:
-        """The task as a recipe trains on it, on the device."""
-        return Classify(self.data, recipe.label_smoothing)
+        return Evaluator(net, self.task, options or self.config.interpolation)
 
     def task_fields(self) -> dict[str, Any]:
         """What identifies the learning task: data set, its content, architecture."""

@@ -17,10 +17,11 @@ from torch import nn
 from modeconn_cli.data.dataset import Split
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation.buffers import norm_layers, reestimate
-from modeconn_cli.evaluation.evaluator import Evaluator, gram, require_same, search_maximum
+from modeconn_cli.evaluation.evaluator import Evaluator, Scores, gram, metrics, require_same, search_maximum
 from modeconn_cli.families.bezier import Bezier, segment
 from modeconn_cli.families.chain import Chain
 from modeconn_cli.settings import BatchNorm, Interpolation
+from modeconn_cli.tasks.classify import COLUMNS, Classify
 from modeconn_cli.weights import FlatModule
 
 
@@ -75,37 +76,38 @@ def test_scores_are_every_examples_own(batch_size, make_data):
     """The short last batch included; dropout and augmentation off."""
     data = make_data(n=11, n_test=7, dtype=torch.float32)
     module = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 3)).train()
-    scores = Evaluator(FlatModule(module), data, options(batch_size=batch_size)).scores()
+    scores = Evaluator(FlatModule(module), Classify(data), options(batch_size=batch_size)).scores()
     for name, split in (("train", data.train), ("test", data.test)):
         x = normalised(data, split)
         wanted = float64_nll(module, x, split.y)
-        assert scores[name].nll.shape == (len(split),)
-        np.testing.assert_allclose(scores[name].nll, wanted, rtol=1e-5, atol=1e-6)
+        assert scores[name].columns["nll"].shape == (len(split),)
+        np.testing.assert_allclose(scores[name].columns["nll"], wanted, rtol=1e-5, atol=1e-6)
         wrong = [int(np.argmax(row)) != int(y) for row, y in zip(module(x).tolist(), split.y, strict=True)]
         assert 0 < sum(wrong) < len(split)
-        assert scores[name].wrong.tolist() == wrong
-        nll, error = scores[name].means
+        assert scores[name].columns["error"].tolist() == wrong
+        nll, error = scores[name].means.values()
         assert nll == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)
         assert error == pytest.approx(100 * sum(wrong) / len(wrong), rel=1e-12)
 
 
 def test_means_do_not_lose_digits():
     """A float32 mean of a million losses would."""
-    from modeconn_cli.evaluation.evaluator import Scores
-
     nll = torch.full((1_000_000,), 0.1)
     nll[::2] = 1000.0
     wrong = torch.arange(1_000_000) % 8 == 0
-    mean, error = Scores(nll, wrong).means
-    assert mean == pytest.approx((1000 + float(torch.tensor(0.1).double())) / 2, rel=1e-12)
-    assert error == 12.5
+    means = Scores({"nll": nll, "error": wrong}, {"error": 100.0}).means
+    assert means["nll"] == pytest.approx((1000 + float(torch.tensor(0.1).double())) / 2, rel=1e-12)
+    assert means["error"] == 12.5
 
 
 def test_train_examples_are_a_fixed_draw_in_order(make_data):
     data = make_data(n=11, n_test=7, dtype=torch.float32)
     module = mlp()
     every = np.array(float64_nll(module, normalised(data, data.train), data.train.y))
-    nll = [Evaluator(FlatModule(module), data, options(train_examples=5)).scores()["train"].nll for _ in range(2)]
+    nll = [
+        Evaluator(FlatModule(module), Classify(data), options(train_examples=5)).scores()["train"].columns["nll"]
+        for _ in range(2)
+    ]
     places = [int(np.argmin(np.abs(every - float(v)))) for v in nll[0]]
     np.testing.assert_allclose(nll[0], every[places], rtol=1e-5, atol=1e-6)
     assert places == sorted(set(places))
@@ -118,7 +120,7 @@ def test_sorted_classes_are_all_in_a_draw(make_data):
     data = make_data(n=60)
     order = data.train.y.argsort()
     data = replace(data, train=Split("train", data.train.x[order], data.train.y[order]))
-    evaluator = Evaluator(FlatModule(mlp(torch.float64)), data, options(train_examples=30))
+    evaluator = Evaluator(FlatModule(mlp(torch.float64)), Classify(data), options(train_examples=30))
     assert set(evaluator.splits["train"].y.tolist()) == set(data.train.y.tolist())
 
 
@@ -128,11 +130,11 @@ def test_scores_along_a_path_are_those_of_the_explicit_sum(make_data, t, path):
     net = FlatModule(module)
     W = torch.randn(path.control_points, len(net.point), dtype=torch.float64)
     c = path.coefficients([t])[0]
-    scores = Evaluator(net, data, options()).at(W, c, [net.rest(), net.rest()])
+    scores = Evaluator(net, Classify(data), options()).at(W, c, [net.rest(), net.rest()])
     w = sum(float(c[k]) * W[k] for k in range(len(W)))
     module.load_state_dict({k: v.clone() for k, v in net.named(w).items()})
     wanted = float64_nll(module, normalised(data, data.test), data.test.y)
-    np.testing.assert_allclose(scores["test"].nll, wanted, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(scores["test"].columns["nll"], wanted, rtol=1e-9, atol=1e-9)
 
 
 # -------------------------------------------------------------------------------------- the ends of a path
@@ -154,11 +156,11 @@ def endpoints(make_module, control_points=2):
 @pytest.mark.parametrize("path", [segment(), Bezier(2), Chain(2)], ids=repr)
 def test_ends_are_their_endpoints_bit_for_bit(path, policy, make_data):
     data = make_data(dtype=torch.float32)
-    net, modules, W, rests = endpoints(lambda: two_norms(torch.float32), path.control_points)
-    evaluator = Evaluator(net, data, options(batch_norm=policy))
+    net, modules, W, buffers = endpoints(lambda: two_norms(torch.float32), path.control_points)
+    evaluator = Evaluator(net, Classify(data), options(batch_norm=policy))
     x = normalised(data, data.test)
     for t in (1.0, 0.0, 0.4, 0.0, 0.8, 1.0, 1.0):  # whatever was visited before
-        scores = evaluator.at(W, path.coefficients([t])[0], rests)
+        scores = evaluator.at(W, path.coefficients([t])[0], buffers)
         if t not in (0, 1):
             continue
         module = modules[int(t)]
@@ -168,18 +170,18 @@ def test_ends_are_their_endpoints_bit_for_bit(path, policy, make_data):
         with torch.no_grad():
             assert torch.equal(net(x[:4]), module(x[:4]))
             logits = torch.cat([module(part) for part in x.split(4)])
-        assert torch.equal(scores["test"].nll, F.cross_entropy(logits, data.test.y, reduction="none"))
-        assert torch.equal(scores["test"].wrong, logits.argmax(1) != data.test.y)
+        assert torch.equal(scores["test"].columns["nll"], F.cross_entropy(logits, data.test.y, reduction="none"))
+        assert torch.equal(scores["test"].columns["error"], logits.argmax(1) != data.test.y)
 
 
 def test_the_ends_own_buffers_are_not_changed_by_a_walk(make_data):
     data = make_data()
-    net, _, W, rests = endpoints(two_norms)
-    before = copy.deepcopy(rests)
-    evaluator = Evaluator(net, data, options())
+    net, _, W, buffers = endpoints(two_norms)
+    before = copy.deepcopy(buffers)
+    evaluator = Evaluator(net, Classify(data), options())
     for t in (0, 0.5, 1):
-        evaluator.at(W, segment().coefficients([t])[0], rests)
-    for rest, old in zip(rests, before, strict=True):
+        evaluator.at(W, segment().coefficients([t])[0], buffers)
+    for rest, old in zip(buffers, before, strict=True):
         assert all(torch.equal(rest[k], old[k]) for k in old)
 
 
@@ -198,25 +200,25 @@ def batch_and_instance_norms():
 def test_every_buffer_of_an_end_is_its_endpoints(make, make_data):
     """At t=0 and t=1 a path's network is its endpoint, whatever keeps the buffers."""
     data = make_data(shape=(2, 4), dtype=torch.float32)
-    net, modules, W, rests = endpoints(make)
-    evaluator = Evaluator(net, data, options())
+    net, modules, W, buffers = endpoints(make)
+    evaluator = Evaluator(net, Classify(data), options())
     for t in (0, 0.5, 1, 0.5, 0):
-        scores = evaluator.at(W, segment().coefficients([t])[0], rests)
+        scores = evaluator.at(W, segment().coefficients([t])[0], buffers)
         if t in (0, 1):
             wanted = float64_nll(modules[t], normalised(data, data.test), data.test.y)
-            np.testing.assert_allclose(scores["test"].nll, wanted, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(scores["test"].columns["nll"], wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [two_norms, batch_and_instance_norms])
 def test_an_inner_point_does_not_depend_on_what_was_visited_before(make, make_data):
     """Resumed evaluation skips what it has, so history must leave no trace."""
     data = make_data(shape=(4,) if make is two_norms else (2, 4), dtype=torch.float64)
-    net, _, W, rests = endpoints(lambda: make().double())
-    evaluator = Evaluator(net, data, options())
+    net, _, W, buffers = endpoints(lambda: make().double())
+    evaluator = Evaluator(net, Classify(data), options())
     after = []
     for first in (0, 1, 0.9):
-        evaluator.at(W, segment().coefficients([first])[0], rests)
-        after.append(evaluator.at(W, segment().coefficients([0.3])[0], rests)["test"].nll)
+        evaluator.at(W, segment().coefficients([first])[0], buffers)
+        after.append(evaluator.at(W, segment().coefficients([0.3])[0], buffers)["test"].columns["nll"])
     assert torch.equal(after[1], after[0])
     assert torch.equal(after[2], after[0])
 
@@ -318,10 +320,10 @@ def test_a_network_without_batch_norm_reads_no_data():
 def test_a_last_batch_of_one_example_does_not_stop_the_estimation(make_data):
     """n = batch_size k + 1: a lone example has no variance, which is no reason for a traceback."""
     data = make_data(n=9)
-    net, _, W, rests = endpoints(two_norms)
-    evaluator = Evaluator(net, data, options(batch_size=4))
-    scores = evaluator.at(W, np.array([0.5, 0.5]), rests)
-    assert len(scores["train"].nll) == 9
+    net, _, W, buffers = endpoints(two_norms)
+    evaluator = Evaluator(net, Classify(data), options(batch_size=4))
+    scores = evaluator.at(W, np.array([0.5, 0.5]), buffers)
+    assert len(scores["train"].columns["nll"]) == 9
     assert all(torch.isfinite(v).all() for v in net.rest().values())
 
 
@@ -335,10 +337,12 @@ def batch_norm_batches(data, sizes):
 @pytest.mark.parametrize(("bn_examples", "sizes"), [(None, [4, 4, 3]), (6, [4, 2]), (4, [4]), (9, [4, 4])])
 def test_inner_points_are_estimated_on_shuffled_clean_examples(bn_examples, sizes, batch_size, make_data, monkeypatch):
     """Whatever the evaluation's own batch size; a last batch of one example is left out."""
-    monkeypatch.setattr("modeconn_cli.evaluation.BATCH_NORM_BATCH", 4)
+    monkeypatch.setattr("modeconn_cli.evaluation.evaluator.BATCH_NORM_BATCH", 4)
     data = make_data(n=11)
-    net, _, W, rests = endpoints(two_norms)
-    Evaluator(net, data, options(bn_examples=bn_examples, batch_size=batch_size)).at(W, np.array([0.3, 0.7]), rests)
+    net, _, W, buffers = endpoints(two_norms)
+    Evaluator(net, Classify(data), options(bn_examples=bn_examples, batch_size=batch_size)).at(
+        W, np.array([0.3, 0.7]), buffers
+    )
     with torch.no_grad():
         wanted = brute_force(net.module, batch_norm_batches(data, sizes))
     for (layer, name), value in wanted.items():
@@ -347,12 +351,12 @@ def test_inner_points_are_estimated_on_shuffled_clean_examples(bn_examples, size
 
 @pytest.mark.parametrize(("fixed", "own"), [((True, True), (1, 1)), ((False, True), (0, 1)), ((True, False), (1, 0))])
 def test_a_trained_end_has_no_buffers_of_its_own(fixed, own, make_data, monkeypatch):
-    monkeypatch.setattr("modeconn_cli.evaluation.BATCH_NORM_BATCH", 4)
+    monkeypatch.setattr("modeconn_cli.evaluation.evaluator.BATCH_NORM_BATCH", 4)
     data = make_data(n=11)
-    net, modules, W, rests = endpoints(two_norms)
-    evaluator = Evaluator(net, data, options())
+    net, modules, W, buffers = endpoints(two_norms)
+    evaluator = Evaluator(net, Classify(data), options())
     for t in (0, 1):
-        evaluator.at(W, segment().coefficients([t])[0], rests, fixed)
+        evaluator.at(W, segment().coefficients([t])[0], buffers, fixed)
         with torch.no_grad():
             fresh = brute_force(net.module, batch_norm_batches(data, [4, 4, 3]))[net.module[1], "running_var"]
         wanted = modules[t][1].running_var if own[t] else fresh
@@ -362,20 +366,20 @@ def test_a_trained_end_has_no_buffers_of_its_own(fixed, own, make_data, monkeypa
 @pytest.mark.parametrize("path", [segment(), Bezier(3), Chain(2)], ids=repr)
 def test_mean_policy_averages_the_ends_statistics_by_t(path, make_data):
     """Integer buffers enter no average."""
-    net, _, W, rests = endpoints(two_norms, path.control_points)
-    evaluator = Evaluator(net, make_data(), options(batch_norm=BatchNorm.mean))
+    net, _, W, buffers = endpoints(two_norms, path.control_points)
+    evaluator = Evaluator(net, Classify(make_data()), options(batch_norm=BatchNorm.mean))
     for t in (0.3, 0.8):
-        evaluator.at(W, path.coefficients([t])[0], rests)
+        evaluator.at(W, path.coefficients([t])[0], buffers)
         state = net.module.state_dict()
         for name in ("1.running_mean", "1.running_var", "5.running_mean", "5.running_var"):
-            torch.testing.assert_close(state[name], (1 - t) * rests[0][name] + t * rests[1][name])
+            torch.testing.assert_close(state[name], (1 - t) * buffers[0][name] + t * buffers[1][name])
         assert state["1.num_batches_tracked"].item() == 101
 
 
 def test_integer_buffers_are_not_coordinates(make_data):
-    net, _, W, rests = endpoints(two_norms)
+    net, _, W, buffers = endpoints(two_norms)
     assert W.shape[1] == sum(p.numel() for p in two_norms().parameters())
-    Evaluator(net, make_data(), options()).at(W, np.array([0.5, 0.5]), rests)
+    Evaluator(net, Classify(make_data()), options()).at(W, np.array([0.5, 0.5]), buffers)
     assert net.module[1].num_batches_tracked.dtype == torch.int64
 
 
@@ -478,7 +482,7 @@ RECORDED = {"train_nll": 2.0, "train_error": 10.0, "test_nll": 0.0, "test_error"
     ],
 )
 def test_ends_that_reproduce_their_endpoint(measured):
-    require_same(RECORDED, {**RECORDED, **measured}, "segment at t=0")
+    require_same(RECORDED, {**RECORDED, **measured}, "segment at t=0", COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +499,7 @@ def test_ends_that_reproduce_their_endpoint(measured):
 )
 def test_ends_that_do_not(measured, words):
     with pytest.raises(RunFailed, match=f"segment at t=0 does not reproduce its endpoint: {words}"):
-        require_same(RECORDED, {**RECORDED, **measured}, "segment at t=0")
+        require_same(RECORDED, {**RECORDED, **measured}, "segment at t=0", COLUMNS)
 
 
 def test_an_endpoint_that_was_recorded_is_reproduced_in_batches_of_another_size(make_data):
@@ -503,6 +507,6 @@ def test_an_endpoint_that_was_recorded_is_reproduced_in_batches_of_another_size(
     module = mlp()
     found = []
     for size in (3, 1000):
-        scores = Evaluator(FlatModule(module), data, replace(options(), batch_size=size)).scores()
-        found.append({"test_nll": scores["test"].means[0], "test_error": scores["test"].means[1]})
-    require_same(found[0], found[1], "end")
+        scores = Evaluator(FlatModule(module), Classify(data), replace(options(), batch_size=size)).scores()
+        found.append(metrics(scores))
+    require_same(found[0], found[1], "end", COLUMNS)
