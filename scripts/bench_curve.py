@@ -34,8 +34,7 @@ from modeconn_cli.tasks.base import Batch
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.training.loop import Trainer, draw_epoch
 from modeconn_cli.weights import FlatModule
-from modeconn_cli.work.context import MMAP_THRESHOLD, TRIM_THRESHOLD
-from modeconn_cli.work.machine import keep_freed_memory
+from modeconn_cli.work.machine import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory
 
 BATCH = 128
 # Family, input, options, and the examples of an evaluated batch (the default is 1000).

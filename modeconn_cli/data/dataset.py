@@ -95,7 +95,7 @@ class Data:
 def load(dataset: Dataset) -> Data:
     """Read, split and measure a data set, on the CPU.
 
-    ``dataset`` is a ``schema.Dataset`` or, for the sources named so, ``TwoSpirals`` or ``Arrays``.
+    ``dataset`` is a ``settings.Dataset`` or, for the sources named so, ``TwoSpirals`` or ``Arrays``.
     Raises UserError, in one line, for files that are missing or damaged and options that do not fit the data.
     """
     raw, digest = read(dataset)

@@ -35,7 +35,7 @@ def build(family: str, in_shape: tuple[int, ...], classes: int, **options: Any) 
         family: a key of :data:`BUILDERS`.
         in_shape: (channels, height, width) of the images or (features,) of the vectors.
         classes: number of logits.
-        options: that family's fields in ``schema.py``, other than name and family.
+        options: that family's fields in ``settings.py``, other than name and family.
 
     Raises:
         UserError: no such family or option, or the options do not suit each other or the data.

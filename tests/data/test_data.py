@@ -41,7 +41,7 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-light = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+light = hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)
@@ -892,7 +892,7 @@ def test_measured_statistics_and_normalisation(
         channels=Channels.first,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modeconn_cli.data.CHUNK", chunk)
+        patch.setattr("modeconn_cli.data.dataset.CHUNK", chunk)
         data = load(options)
     exact = x[:n].astype("f8") / (255 if byte else 1)  # the held out examples take no part
     axes = (0, *range(2, exact.ndim))
