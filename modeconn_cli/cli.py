@@ -99,7 +99,7 @@ MORE = {
     "run": "experiment=NAME takes a preset. pipeline.replicates=\\[0,1,2] are pairs of endpoints of their own; "
     "endpoints.seeds=\\[0,1,2] pipeline.pairs=all joins every pair. What fails does not stop the rest; killed and "
     "started again it goes on.",
-    "evaluate": "Change here interpolation.points, .search_max, .batch_norm, .train_examples or .bootstrap.",
+    "evaluate": "Change here interpolation.points, .search_max, .batch_norm, .train_examples or .bn_examples.",
 }
 
 

@@ -23,10 +23,15 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    identity: bool = True,
 ) -> Any:
-    """A documented field with an optional range; lists and dictionaries hold it for each of their items."""
+    """A documented field with an optional range; lists and dictionaries hold it for each of their items.
+
+    identity: whether it can change a result, and so its digest; False for how a run is carried out, where its input
+    lies (what that holds is known by its checksum), and what is asked of what was measured.
+    """
     limits = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
-    metadata = {"doc": doc, "limits": limits}
+    metadata = {"doc": doc, "limits": limits, "identity": identity}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -67,7 +72,7 @@ class Channels(Name):
 
 @dataclass
 class Dataset:
-    name: str = option("digits", "Label used in directory names.")
+    name: str = option("digits", "Label used in directory names.", identity=False)
     source: Source = option(Source.digits, "Which reader finds and reads the files.")
     test_size: int = option(0, "Examples drawn (by split_seed) as the test split, for sources that ship none.", ge=0)
     validation_size: int = option(0, "Training examples held out as the validation split.", ge=0)
@@ -83,8 +88,10 @@ class Dataset:
     pad_to: int | None = option(None, "Zero-pad images (shrunk ones) to this height and width; null leaves them.", ge=1)
     crop_padding: int = option(0, "Augmentation: random crop after zero padding by this many pixels; 0 is off.", ge=0)
     flip: bool = option(False, "Augmentation: horizontal flip with probability one half.")
-    data_dir: str | None = option(None, "Where the files are; null looks in $MODECONN_DATA, ./data and system folders.")
-    download: bool = option(False, "Let torchvision download missing files.")
+    data_dir: str | None = option(
+        None, "Where the files are; null looks in $MODECONN_DATA, ./data and system folders.", identity=False
+    )
+    download: bool = option(False, "Let torchvision download missing files.", identity=False)
 
 
 @dataclass
@@ -96,7 +103,7 @@ class TwoSpirals(Dataset):
 
 @dataclass
 class Arrays(Dataset):
-    path: str = option("", "A .npz or .safetensors file with x_train, y_train, x_test, y_test.")
+    path: str = option("", "A .npz or .safetensors file with x_train, y_train, x_test, y_test.", identity=False)
     channels: Channels = option(Channels.auto, "Where images keep their channels: first (NCHW), last (NHWC) or auto.")
 
 
@@ -129,7 +136,7 @@ class Activation(Name):
 
 @dataclass
 class Architecture:
-    name: str = option("mlp", "Label used in directory names.")
+    name: str = option("mlp", "Label used in directory names.", identity=False)
     family: Family = option(Family.mlp, "Which builder makes the network.")
 
 
@@ -327,7 +334,7 @@ class Interpolation:
     search_max: int = option(
         8, "Further evaluations that search for the highest train loss between grid points; 0: none.", ge=0
     )
-    batch_size: int = option(1000, "Examples of a forward pass; changes rounding only.", ge=1)
+    batch_size: int = option(1000, "Examples of a forward pass; changes rounding only.", ge=1, identity=False)
     batch_norm: BatchNorm = option(
         BatchNorm.reestimate,
         "At inner points: reestimate on training data, or the coefficient mean of the ends' statistics.",
@@ -341,14 +348,15 @@ class Interpolation:
     train_examples: int | None = option(
         None, "Training examples that train_* columns are measured on (a fixed draw); null: all.", ge=2
     )
-    bootstrap: int = option(1000, "Bootstrap resamples of the examples behind every interval.", ge=20)
-    confidence: float = option(0.95, "Coverage of the intervals.", gt=0, lt=1)
+    bootstrap: int = option(1000, "Bootstrap resamples of the examples behind every interval.", ge=20, identity=False)
+    confidence: float = option(0.95, "Coverage of the intervals.", gt=0, lt=1, identity=False)
     connected_below: float = option(
         2.0,
         "Verdict: connected when the test-error barrier (above_mean) is under this many points (Frankle 2020).",
         gt=0,
+        identity=False,
     )
-    path: PathOf = option(PathOf.curve, "evaluate: which path to evaluate, curve or segment.")
+    path: PathOf = option(PathOf.curve, "evaluate: which path to evaluate, curve or segment.", identity=False)
 
 
 class Match(Name):
@@ -529,8 +537,16 @@ NODES: dict[str, dict[str, type]] = {
     "runtime": {"_runtime": Runtime},
 }
 
-# How a run is carried out, or where its input lies; what the input holds is identified by its checksum.
-NOT_IDENTITY = {"name", "data_dir", "download", "path"}
+
+def not_identifying() -> set[str]:
+    """The keys (``group.field``) that change no result's identity, names among them."""
+    return {
+        f"{group}.{f.name}"
+        for group, nodes in NODES.items()
+        for node in nodes.values()
+        for f in dataclasses.fields(node)
+        if not f.metadata.get("identity", True)
+    }
 
 
 def fields_off_default(node: Any) -> dict[str, Any]:
@@ -542,7 +558,7 @@ def fields_off_default(node: Any) -> dict[str, Any]:
     for f in dataclasses.fields(node):
         value = getattr(node, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if f.name not in NOT_IDENTITY and value != default:
+        if f.metadata.get("identity", True) and value != default:
             found[f.name] = str(value) if isinstance(value, Enum) else value
     return found
 

@@ -134,7 +134,6 @@ def differences(table: Table, scale: str, more: Sequence[str]) -> dict[str, list
         skipped = (
             "dataset.source",
             "architecture.family",
-            "interpolation.batch_size",
             "pipeline.replicates",
             *NOT_SETTINGS,
         )

@@ -14,7 +14,7 @@ import yaml
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.runs.find import Found, endpoints_behind
-from modeconn_cli.settings import USED_BY, Match
+from modeconn_cli.settings import USED_BY, Match, not_identifying
 
 SHAPED_BY = {  # the groups of a run's configuration that its stage depends on
     "train-endpoints": ("dataset", "architecture", "endpoints"),
@@ -24,8 +24,8 @@ SHAPED_BY = {  # the groups of a run's configuration that its stage depends on
     "evaluate": ("seed", "dataset", "architecture", "endpoints", "rebasin", "curve", "interpolation"),
 }
 REPLICATION = ("seed", "endpoints.seeds", "curve.seed")
-# Where a run's input lies, or what it is called by; what it is, :func:`_inputs` says.
-NOT_SETTINGS = ("dataset.data_dir", "dataset.download", "dataset.path", "endpoints.checkpoints", "interpolation.path")
+# Beside what no identity holds: where endpoints lie; what they are, :func:`_inputs` says.
+NOT_SETTINGS = {*(k for k in not_identifying() if not k.endswith(".name")), "endpoints.checkpoints"}
 MEASURED_METRICS = ("train_loss.above_mean", "test_error.above_mean")
 ENDPOINT_METRICS = ("train_nll", "test_error")
 

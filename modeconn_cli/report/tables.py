@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.report.plots import PathResult
+from modeconn_cli.results import read_summary
 from modeconn_cli.runs.find import Found
+
+if TYPE_CHECKING:
+    from modeconn_cli.evaluation.measured import Question
 
 BARRIER_METRICS = ("train_loss", "test_error")
 ALIGNED_BY = {
@@ -27,9 +30,9 @@ ALIGNED_BY = {
 }
 
 
-def read_path(folder: Path) -> PathResult:
-    """A measured path from its run directory."""
-    summary = json.loads((folder / "summary.json").read_text())
+def read_path(folder: Path, question: Question | None = None) -> PathResult:
+    """A measured path from its run directory, with the intervals asked for or else with its own."""
+    summary = read_summary(folder, question)
     return PathResult(summary["path"], pd.read_csv(folder / "path.csv"), summary)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.evaluator import Evaluator, metrics
+from modeconn_cli.evaluation.measured import split_note
 from modeconn_cli.families.point import Point
 from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.runs.directory import Run
@@ -31,6 +32,7 @@ class Endpoint(Stage):
     name = "train-endpoints"
     short_name: str  # for headings
     suffix = ""  # of a pair's label that ends in this endpoint
+    aligned_by: str | None = None  # the method that permuted it, if any
 
     @property
     def original(self) -> Endpoint:
@@ -169,10 +171,3 @@ def recorded_metrics(folder: Path) -> dict[str, float]:
     """The metrics in a finished endpoint's directory."""
     recorded: dict[str, float] = json.loads((folder / "summary.json").read_text())["metrics"]
     return recorded
-
-
-def split_note(evaluator: Evaluator, key: str) -> dict[str, Any]:
-    """What a split of the results is: its name, clean examples, how many, whole or a fixed draw."""
-    split = evaluator.splits[key]
-    whole = len(evaluator.task.data.train if key == "train" else evaluator.task.data.test)
-    return {"split": split.name, "examples": len(split), "whole": len(split) == whole, "augmented": False}

@@ -12,17 +12,16 @@ from torch import Tensor
 
 from modeconn_cli.evaluation.barriers import resampled_means
 from modeconn_cli.evaluation.evaluator import Scores, metrics, require_same
+from modeconn_cli.evaluation.measured import SPLITS, split_note
 from modeconn_cli.matching.many import RESTARTS, cycle_consistent, cycle_error, merge_many, pairs_of
 from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.networks import write_state
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import BatchNorm, Interpolation, Match, Renormalise
-from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, split_note
+from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint
 from modeconn_cli.stages.rebasin import Permuting, certify_all
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.saving import Saver
-
-SPLITS = ("train", "test")
 
 
 class Merged(Permuting):

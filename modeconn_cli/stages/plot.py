@@ -13,9 +13,8 @@ from modeconn_cli.report.tables import drawing_order, heading, read_paths
 from modeconn_cli.runs.directory import Identity, Run, claim, writable
 from modeconn_cli.runs.find import Found, endpoints_of, find, find_all, require_done
 from modeconn_cli.runs.provenance import provenance
-from modeconn_cli.stages.endpoints import pair_label
-from modeconn_cli.stages.measure import MeasuredPath
 from modeconn_cli.work.context import Context
+from modeconn_cli.work.measuring import MeasuredPath
 from modeconn_cli.work.stage import Stage
 
 MEASURED = ("interpolate", "evaluate")
@@ -32,7 +31,7 @@ class Plot(Stage):
 
     @property
     def label(self) -> str:
-        return f"{self.context.label}-{pair_label(self.paths[-1].start, self.paths[-1].end)}"
+        return f"{self.context.label}-{self.paths[-1].pair}"
 
     def fields(self) -> dict[str, Any]:
         return {}

@@ -127,6 +127,7 @@ class Aligned(Permuting, Endpoint):
         self.start, self.end = start, end
         self.short_name = f"{end.short_name} aligned"
         self.suffix = f"-{context.config.rebasin.method}"
+        self.aligned_by = str(context.config.rebasin.method)
 
     @property
     def label(self) -> str:

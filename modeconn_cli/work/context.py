@@ -58,6 +58,10 @@ class Context:
         self.trackers = trackers or Trackers(config.runtime.trackers, self.root, reporter.say)
         self.label = f"{safe(config.dataset.name)}-{safe(config.architecture.name)}"
 
+    def with_(self, config: Config) -> Context:
+        """Another configuration of the same request: who is told, what stops it and what follows it stay."""
+        return Context(config, self.reporter, self.signals, self.trackers)
+
     @cached_property
     def device(self) -> torch.device:
         """The device asked for, with PyTorch's switches set as the configuration says."""

@@ -12,16 +12,19 @@ import torch
 
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation.buffers import norm_layers
+from modeconn_cli.report.plots import PathResult
 from modeconn_cli.report.tables import barrier_rows, read_path, verdict_sentence
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import BatchNorm, Config, Match, Pairing, PathOf, Rebasin, Renormalise, check
 from modeconn_cli.stages.curve import FitCurve
 from modeconn_cli.stages.endpoints import Endpoint, ImportedEndpoint, TrainedEndpoint, recorded_metrics
-from modeconn_cli.stages.measure import MeasuredCurve, MeasuredPath, Segment
+from modeconn_cli.stages.evaluate import MeasuredCurve
+from modeconn_cli.stages.interpolate import Segment
 from modeconn_cli.stages.merge import Merged
 from modeconn_cli.stages.plot import Plot
 from modeconn_cli.stages.rebasin import Aligned
 from modeconn_cli.work.context import Context
+from modeconn_cli.work.measuring import MeasuredPath
 from modeconn_cli.work.reporting import Reporter
 from modeconn_cli.work.stage import Stage, execute
 
@@ -80,15 +83,27 @@ class Plan:
         done.append({**_row(stage, stage.locate(False)), "status": status, "why": why})
         self.context.reporter.say(f"{status}: {stage.name} {stage.label}: {why}")
 
-    def measured(self) -> list[Run]:
-        """The finished runs of measured paths."""
-        located = [s.locate(False) for s in self.stages if isinstance(s, MeasuredPath)]
-        return [run for run in located if run.status == "cached"]
+    def measured(self) -> list[PathResult]:
+        """The measured paths that are finished, with the intervals that each one's request asks for."""
+        found = []
+        for stage in self.stages:
+            run = stage.locate(False)
+            if not isinstance(stage, MeasuredPath) or run.status != "cached":
+                continue
+            path = read_path(run.folder, stage.question)
+            if not stage.question.same_intervals(path.summary["intervals"]):
+                own = path.summary["intervals"]
+                self.context.reporter.say(
+                    f"{stage.name} {stage.label} kept no scores, so its intervals are its own (confidence "
+                    f"{own['confidence']:g}, {own['resamples']} resamples); --force measures it again"
+                )
+            found.append(path)
+        return found
 
     def findings(self) -> dict[str, Any]:
         """What finished stages found, read from their directories: endpoints, barriers, verdicts, pictures."""
         finished = {s: run for s in self.stages if (run := s.locate(False)).status == "cached"}
-        measured = [read_path(run.folder) for run in self.measured()]
+        measured = self.measured()
         pictures = [str(run.folder / "plot.png") for s, run in finished.items() if isinstance(s, Plot)]
         return {
             "endpoints": [
@@ -183,11 +198,7 @@ def _pipeline(context: Context) -> Plan:
         return stages.setdefault(stage.identity.digest, stage)  # type: ignore[return-value]
 
     for seed in [config.seed] if options.replicates is None else options.replicates:
-        here = (
-            context
-            if seed == config.seed
-            else Context(replace(config, seed=seed), context.reporter, context.signals, context.trackers)
-        )
+        here = context if seed == config.seed else context.with_(replace(config, seed=seed))
         endpoints = [once(endpoint) for endpoint in _endpoints(here)]
         for pair in _pairs(endpoints, here):
             start, end = _two(pair, here, "run")
@@ -242,8 +253,7 @@ def _rebasin(context: Context, start: Endpoint, end: Endpoint) -> Plan:
         options = replace(config.interpolation, batch_norm=batch_norm, renormalise=renormalise)
         rebasin = config.rebasin if to is aligned else Rebasin()
         own = replace(config, interpolation=options, rebasin=rebasin)
-        here = Context(own, context.reporter, context.signals)
-        return Segment(here, start, to)
+        return Segment(context.with_(own), start, to)
 
     has_norm = bool(norm_layers(context.module()))
     plain = BatchNorm.mean if has_norm else BatchNorm.reestimate
@@ -269,7 +279,7 @@ def _connection(context: Context, start: Endpoint, end: Endpoint, more: Sequence
     measured: list[MeasuredPath] = [Segment(context, start, end)]
     if "aligned" in more:
         config = replace(context.config, rebasin=replace(context.config.rebasin, method=Match.weight))
-        there = Context(config, context.reporter, context.signals)
+        there = context.with_(config)
         aligned = Aligned(there, start, end)
         aligned.check()
         stages.append(aligned)

@@ -117,8 +117,8 @@ def test_every_directory_says_where_it_comes_from(lab: tuple[Path, Answer]) -> N
     wanted = {
         "train-endpoints": {"checkpoint.safetensors", "metrics.csv", "summary.json"},
         "fit-curve": {"checkpoint.safetensors", "metrics.csv"},
-        "interpolate": {"path.csv", "summary.json"},
-        "evaluate": {"path.csv", "summary.json"},
+        "interpolate": {"path.csv", "summary.json", "scores.safetensors"},
+        "evaluate": {"path.csv", "summary.json", "scores.safetensors"},
         "plot": {"plot.png", "plot.svg"},
     }
     upstream = {"train-endpoints": 0, "fit-curve": 2, "interpolate": 2, "evaluate": 1, "plot": 2}

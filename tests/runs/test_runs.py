@@ -80,6 +80,7 @@ ASIDE = {
     "dataset.name", "dataset.source", "dataset.data_dir", "dataset.download", "dataset.test_size", "dataset.shrink",
     "dataset.pad_to", "dataset.crop_padding", "dataset.flip", "architecture.name", "architecture.family",
     "endpoints.seeds", "endpoints.checkpoints", "curve.init_from", "interpolation.path",
+    "interpolation.batch_size", "interpolation.bootstrap", "interpolation.confidence", "interpolation.connected_below",
 }  # fmt: skip
 CHANGES = {"dataset": ALL, "architecture": ALL, "endpoints": ALL, "curve": {"fit-curve", "evaluate", "plot"},
            "interpolation": {"interpolate", "evaluate", "plot"}}  # fmt: skip
@@ -108,7 +109,7 @@ def changed(group: str, name: str) -> dict[str, Any]:
 
 
 def test_the_fields_below_are_all_there_are() -> None:
-    assert len(IDENTIFYING) > 55
+    assert len(IDENTIFYING) > 50
     assert "curve.bends" in IDENTIFYING
 
 
@@ -150,6 +151,10 @@ def test_seeds_change_what_they_are_seeds_of() -> None:
         ("dataset", {"download": True}),
         ("architecture", {"name": "other"}),
         ("interpolation", {"path": settings.PathOf.segment}),
+        ("interpolation", {"batch_size": 7}),
+        ("interpolation", {"bootstrap": 77}),
+        ("interpolation", {"confidence": 0.5}),
+        ("interpolation", {"connected_below": 9.0}),
     ],
 )
 def test_how_and_where_it_runs_changes_no_digest(group: str, change: dict[str, Any]) -> None:

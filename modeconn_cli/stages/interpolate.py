@@ -1,0 +1,39 @@
+"""interpolate: loss and error along the straight line between two endpoints."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from modeconn_cli.families.base import Path
+from modeconn_cli.families.bezier import segment
+from modeconn_cli.stages.curve import end_points
+from modeconn_cli.stages.endpoints import Endpoint, pair_label
+from modeconn_cli.weights import FlatModule
+from modeconn_cli.work.context import Context
+from modeconn_cli.work.measuring import MeasuredPath, done_to_networks, named_by_options
+
+
+class Segment(MeasuredPath):
+    """The straight line between two endpoints."""
+
+    name = "interpolate"
+
+    def __init__(self, context: Context, start: Endpoint, end: Endpoint) -> None:
+        super().__init__(context, start, end, pair_label(start, end), [start, end])
+        self.ends = start, end
+
+    @property
+    def title(self) -> str:
+        return named_by_options("aligned segment" if self.end.aligned_by else "segment", self.context)
+
+    @property
+    def label(self) -> str:
+        words = [self.context.label, self.pair, "segment", done_to_networks(self.context)]
+        return "-".join(filter(None, words))
+
+    @property
+    def path(self) -> Path:
+        return segment()
+
+    def control_points(self, net: FlatModule) -> Tensor:
+        return end_points(net, *self.ends)

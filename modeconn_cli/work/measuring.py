@@ -1,0 +1,260 @@
+"""A path between two networks, measured on a grid and at a searched maximum, into path.csv and summary.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeconn_cli.errors import RunFailed
+from modeconn_cli.evaluation.evaluator import Evaluator, Scores, gram, metrics, require_same, search_maximum
+from modeconn_cli.evaluation.measured import (
+    KEPT_BYTES,
+    SPLITS,
+    Measured,
+    Question,
+    judged,
+    split_note,
+    statistics,
+    unpack,
+)
+from modeconn_cli.families.base import Array, Path
+from modeconn_cli.families.geometry import geometry
+from modeconn_cli.networks import write_state
+from modeconn_cli.results import SCORES
+from modeconn_cli.runs.directory import Run
+from modeconn_cli.settings import BatchNorm, Optimizer, Renormalise, fields_off_default
+from modeconn_cli.tasks.base import Column
+from modeconn_cli.weights import FlatModule
+from modeconn_cli.work.context import Context
+from modeconn_cli.work.saving import Saver
+from modeconn_cli.work.stage import Stage
+
+By = dict[str, Scores]  # by split
+
+
+class End(Protocol):
+    """A network at an end of a path. aligned_by: the method that permuted it, if any."""
+
+    short_name: str
+    aligned_by: str | None
+
+    def state(self) -> dict[str, Tensor]:
+        """Its weights and buffers."""
+
+    def metrics(self) -> dict[str, float]:
+        """``<split>_<column>`` as measured when it was made."""
+
+
+class MeasuredPath(Stage):
+    """A path evaluated on a grid of t and at a searched maximum."""
+
+    def __init__(self, context: Context, start: End, end: End, pair: str, upstream: Sequence[Stage]) -> None:
+        """``pair``: the two ends in a directory's name, as s0-1."""
+        super().__init__(context, upstream)
+        self.start, self.end, self.pair = start, end, pair
+        training = context.config.endpoints
+        # A decoupled decay is no term of any loss.
+        self.weight_decay = 0.0 if training.optimizer is Optimizer.adamw else training.weight_decay
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """The task's."""
+        return self.context.task.columns
+
+    @property
+    def title(self) -> str:
+        """What the path is, for tables and legends."""
+        raise NotImplementedError
+
+    def control_points(self, net: FlatModule) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def path(self) -> Path:
+        raise NotImplementedError
+
+    @property
+    def ends_fixed(self) -> tuple[bool, bool]:
+        """Whether each end of the path is its endpoint."""
+        return True, True
+
+    @property
+    def question(self) -> Question:
+        """What its context asks of the scores."""
+        options = self.context.config.interpolation
+        criterion = replace(self.context.task.verdict, below=options.connected_below)
+        return Question(options.bootstrap, options.confidence, criterion)
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "interpolation": fields_off_default(self.context.config.interpolation),
+            "weight_decay": self.weight_decay,
+        }
+
+    def compute(self, run: Run) -> None:
+        net = self.context.net(0)
+        evaluator = self.context.evaluator(net)
+        W_kp = self.control_points(net)
+        points, grid, squared = self._measure(run, net, evaluator, W_kp)
+        t = np.array(sorted(points))
+        length, l2 = geometry(self.path, squared, t)
+        by_split = {s: stacked_scores([points[at][s] for at in t]) for s in SPLITS}
+        measured = Measured(t, l2, by_split, self.columns, self.weight_decay)
+        on_grid = np.isin(t, grid)
+        rows = _rows(measured, length, on_grid)
+        run.write_rows("path.csv", rows)
+        kept = self._keep(run, measured)
+        summary = self._summary(measured, length, on_grid, evaluator, kept)
+        run.write_json("summary.json", summary)
+        self.context.trackers.rows(rows)
+        self.context.trackers.summary({"verdict": summary["verdict"]["connected"], **summary["barriers"]})
+
+    def _measure(
+        self, run: Run, net: FlatModule, evaluator: Evaluator, W_kp: Tensor
+    ) -> tuple[dict[float, By], Array, Array]:
+        """Scores by t, the grid among these t, and the rows' inner products (see ``gram``)."""
+        context, options = self.context, self.context.config.interpolation
+        net.bind(W_kp[0].clone())
+        coordinates = set(net.names)
+        states = [self.start.state(), self.end.state()]
+        buffers = [{k: v for k, v in s.items() if k not in coordinates} for s in states]
+        evaluator.net.load_rest(buffers[0])
+        saver = Saver(run, context)
+        found = _resumed(saver.begun(), self.columns)
+        total = options.points + options.search_max
+
+        def measure(t: float) -> By:
+            if t not in found:
+                try:
+                    found[t] = evaluator.at(W_kp, self.path.coefficients([t])[0], buffers, self.ends_fixed)
+                except RunFailed as failure:
+                    raise RunFailed(f"{self.title} at t={t:g}: {failure}") from None
+                if saver.due:
+                    saver.save(_begun(found))
+            context.reporter.progress(len(found), total, f"t {t:.3f} loss {found[t]['train'].objective:.4f}")
+            saver.stop_if_asked()
+            return found[t]
+
+        grid = np.linspace(0, 1, options.points)
+        for t in (0.0, 1.0):  # the ends first: a path that does not start at its endpoint is not worth walking
+            self._check_end(t, measure(t), evaluator)
+        for t in grid:
+            measure(float(t))
+        squared = gram(W_kp)
+
+        def train_loss(t: float) -> float:
+            _, l2 = geometry(self.path, squared, np.array([t]))
+            return measure(t)["train"].objective + self.weight_decay / 2 * float(l2[0]) ** 2
+
+        search_maximum(train_loss, grid, np.array([train_loss(float(t)) for t in grid]), options.search_max)
+        context.reporter.progress(total, total, "bootstrap")
+        return found, grid, squared
+
+    def _check_end(self, t: float, scores: By, evaluator: Evaluator) -> None:
+        endpoint = self.end if t else self.start
+        if not self.ends_fixed[int(t)]:
+            return
+        recorded = endpoint.metrics()
+        if len(evaluator.splits["train"]) < len(self.context.data.train):
+            recorded = {k: v for k, v in recorded.items() if not k.startswith("train")}
+        require_same(recorded, metrics(scores), f"{self.title} at t={t:g}", self.columns)
+
+    def _keep(self, run: Run, measured: Measured) -> dict[str, Any]:
+        """Keep the scores where they are not too many, for what will be asked of them; what was done about it."""
+        packed = measured.pack()
+        size = sum(v.numel() * v.element_size() for v in packed.values())
+        if size > KEPT_BYTES:
+            return {"kept": False, "bytes": size, "most": KEPT_BYTES}
+        write_state(run, SCORES, packed)
+        return {"kept": True, "bytes": size, "most": KEPT_BYTES}
+
+    def _summary(
+        self, measured: Measured, length: Array, on_grid: np.ndarray, evaluator: Evaluator, kept: dict[str, Any]
+    ) -> dict[str, Any]:
+        options, asked = self.context.config.interpolation, self.question
+        means = measured.means()
+        barriers = measured.barriers(asked)
+        columns = {k: statistics(v, on_grid, length) for k, v in {"l2": measured.l2, **means}.items()}
+        return {
+            "path": self.title,
+            "task": {
+                "dataset": self.context.config.dataset.name,
+                "architecture": self.context.config.architecture.name,
+                "endpoints": " and ".join(e.short_name for e in (self.start, self.end)),
+                "columns": [vars(c) for c in self.columns],
+            },
+            "aligned_by": self.end.aligned_by,
+            "columns": columns,
+            "barriers": barriers,
+            "intervals": {
+                "method": "percentile bootstrap over examples",
+                "resamples": asked.resamples,
+                "confidence": asked.confidence,
+            },
+            "maximum": {
+                "t": float(measured.t[means["train_loss"].argmax()]),
+                "of": "train_loss",
+                "searched_between_grid_points": options.search_max > 0,
+            },
+            "grid_points": options.points,
+            "verdict": judged(barriers, asked.criterion),
+            "scores": kept,
+            "splits": {k: split_note(evaluator, k) for k in SPLITS},
+            "weight_decay": self.weight_decay,
+            "batch_norm": f"{options.batch_norm} at inner points, the endpoints' own at the ends"
+            if evaluator.has_batch_norm
+            else "none",
+            "length": float(length[-1]),
+        }
+
+
+def named_by_options(title: str, context: Context) -> str:
+    """A path's title with what was done to the networks along it, where that is not the usual."""
+    said = {"": "", "averaged": " with averaged statistics", "repair": " + REPAIR", "rescale": " + RESCALE"}
+    return title + said[done_to_networks(context)]
+
+
+def done_to_networks(context: Context) -> str:
+    """How networks along a path are renormalised or their statistics found, in a word, where that is not the usual."""
+    options = context.config.interpolation
+    if options.renormalise is not Renormalise.none:
+        return str(options.renormalise)
+    return "averaged" if options.batch_norm is BatchNorm.mean else ""
+
+
+def stacked_scores(scores: Sequence[Scores]) -> dict[str, Tensor]:
+    """Scores of T networks on a split as (T, n) by column."""
+    return {name: torch.stack([s.columns[name] for s in scores]) for name in scores[0].columns}
+
+
+def _rows(measured: Measured, length: Array, on_grid: np.ndarray) -> list[dict[str, Any]]:
+    """path.csv, a row a point."""
+    columns = {"t": measured.t, "length": length, "l2": measured.l2, **measured.means()}
+    columns |= {f"{k}_se": v for k, v in measured.standard_errors().items()}
+    return [
+        {**{k: float(v[i]) for k, v in columns.items()}, "searched": int(not on_grid[i])}
+        for i in range(len(measured.t))
+    ]
+
+
+def _begun(found: dict[float, By]) -> dict[str, Any]:
+    """Measured points as a state to save."""
+    stacked = {s: stacked_scores([by[s] for by in found.values()]) for s in SPLITS}
+    return {"t": list(found), **{f"{s}.{k}": v for s, columns in stacked.items() for k, v in columns.items()}}
+
+
+def _resumed(state: dict[str, Any] | None, columns: Sequence[Column]) -> dict[float, By]:
+    """Measured points from what :func:`_begun` made."""
+    by_split = unpack(state or {})
+    if state is None or not by_split:
+        return {}
+    scales = {c.name: c.scale for c in columns}
+    return {
+        t: {s: Scores({k: v[i] for k, v in by_split[s].items()}, scales) for s in SPLITS}
+        for i, t in enumerate(state["t"])
+    }
