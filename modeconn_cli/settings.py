@@ -1,18 +1,29 @@
-"""Every configuration field: its type, default, allowed range and meaning, declared once and in one place.
+"""What can be configured: how an option is declared, the registry of choices, ranges, the whole.
 
-Hydra composes the YAML files under ``conf/`` over these dataclasses, so a value of the wrong type is refused
-where it is given; :func:`check` then holds each value to its range and the fields to one another.
+A group of options is a dataclass. A group with choices, such as ``architecture``, has a dataclass for each, registered
+in the file that implements it:
+
+    @choice("curve", "bezier")
+    @dataclass
+    class Bezier(Curve):
+        bends: int = option(1, "Control points between the ends.", ge=1)
+
+``conf/<group>/<name>.yaml`` names it as ``_<name>`` and Hydra composes that file over it, so a value of the wrong type
+is refused where it is given; :func:`check` then holds each value to its range and the fields to one another.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from modeconn_cli.errors import UserError
+
+T = TypeVar("T")
 
 
 def option(
@@ -24,17 +35,70 @@ def option(
     le: float | None = None,
     lt: float | None = None,
     identity: bool = True,
+    names: str | None = None,
 ) -> Any:
     """A documented field with an optional range; lists and dictionaries hold it for each of their items.
 
-    identity: whether it can change a result, and so its digest; False for how a run is carried out, where its input
-    lies (what that holds is known by its checksum), and what is asked of what was measured.
+    identity: whether the result depends on it. Labels, places and what only asks about a finished result do not take
+    part in a digest. names: the group whose choices are its values.
     """
     limits = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
-    metadata = {"doc": doc, "limits": limits, "identity": identity}
+    metadata = {"doc": doc, "limits": limits, "identity": identity, "names": names}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+# ------------------------------------------------------------------------------------------- groups and choices
+
+# The field of a group that names its choice; a class registered by @choice has its own name there.
+NAMED_BY = {"dataset": "source", "architecture": "family", "curve": "kind", "rebasin": "method", "task": "kind"}
+CHOICES: dict[str, dict[str, type]] = {}
+
+
+def choice(group: str, *names: str) -> Callable[[type[T]], type[T]]:
+    """Register a dataclass as a choice of a group, under one name or several.
+
+    The first name becomes the default of the field that names the group's choice, so that choosing a class is enough.
+    """
+
+    def register(cls: type[T]) -> type[T]:
+        key = NAMED_BY.get(group)
+        if key is not None:
+            named = field(default=names[0], metadata=cls.__dataclass_fields__[key].metadata)  # type: ignore[attr-defined]
+            like = {k: getattr(cls, k) for k in ("__module__", "__qualname__", "__doc__")}
+            cls = dataclass(type(cls.__name__, (cls,), {**like, "__annotations__": {key: "str"}, key: named}))
+        CHOICES.setdefault(group, {}).update(dict.fromkeys(names, cls))
+        return cls
+
+    return register
+
+
+def named_choice(node: Any, group: str) -> Any:
+    """A group's options as the class that they name: ``curve.kind=chain`` makes a Chain of any curve's options.
+
+    Raises:
+        UserError: the name is not registered, or an option that was set is none of that class's.
+    """
+    key = NAMED_BY.get(group)
+    if key is None or group not in CHOICES:
+        return node
+    name = str(getattr(node, key))
+    if name not in CHOICES[group]:
+        raise UserError(f"{group}.{key}={name}: no such choice; there are {', '.join(CHOICES[group])}.")
+    cls = CHOICES[group][name]
+    if isinstance(node, cls) and type(node) is cls:
+        return node
+    known = {f.name for f in dataclasses.fields(cls)}
+    given = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if getattr(node, f.name) != _default(f)}
+    foreign = [k for k in given if k not in known]
+    if foreign:
+        raise UserError(f"{group}.{foreign[0]}: {group}.{key}={name} has no such field.")
+    return cls(**{**given, key: name})
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
 LARGEST_SEED = 2**31 - 1
@@ -48,6 +112,8 @@ class Name(StrEnum):
 
 
 class Source(Name):
+    """Sources whose files are embedded, looked for or generated."""
+
     digits = "digits"
     two_spirals = "two_spirals"
     fashion_mnist = "fashion_mnist"
@@ -71,9 +137,9 @@ class Channels(Name):
 
 
 @dataclass
-class Dataset:
+class DatasetBase:
     name: str = option("digits", "Label used in directory names.", identity=False)
-    source: Source = option(Source.digits, "Which reader finds and reads the files.")
+    source: str = option("digits", "Which reader finds and reads the files.", names="dataset")
     test_size: int = option(0, "Examples drawn (by split_seed) as the test split, for sources that ship none.", ge=0)
     validation_size: int = option(0, "Training examples held out as the validation split.", ge=0)
     validation_split: SplitBy = option(SplitBy.last, "Hold out the last examples (Garipov) or a seeded random draw.")
@@ -94,6 +160,13 @@ class Dataset:
     download: bool = option(False, "Let torchvision download missing files.", identity=False)
 
 
+@choice("dataset", "digits", "fashion_mnist", "mnist", "kmnist", "cifar10", "cifar100", "svhn")
+@dataclass
+class Dataset(DatasetBase):
+    """A data set of images that is embedded or looked for."""
+
+
+@choice("dataset", "two_spirals")
 @dataclass
 class TwoSpirals(Dataset):
     examples: int = option(2000, "Training points, both spirals together; as many again are the test split.", ge=4)
@@ -101,6 +174,7 @@ class TwoSpirals(Dataset):
     noise: float = option(0.04, "Standard deviation of the noise, in units of the outer radius.", ge=0)
 
 
+@choice("dataset", "arrays")
 @dataclass
 class Arrays(Dataset):
     path: str = option("", "A .npz or .safetensors file with x_train, y_train, x_test, y_test.", identity=False)
@@ -108,18 +182,6 @@ class Arrays(Dataset):
 
 
 # ------------------------------------------------------------------------------------------ architectures
-
-
-class Family(Name):
-    mlp = "mlp"
-    convfc = "convfc"
-    vgg = "vgg"
-    resnet = "resnet"
-    preresnet = "preresnet"
-    wrn = "wrn"
-    vit = "vit"
-    torchvision = "torchvision"
-    custom = "custom"
 
 
 class Norm(Name):
@@ -137,9 +199,10 @@ class Activation(Name):
 @dataclass
 class Architecture:
     name: str = option("mlp", "Label used in directory names.", identity=False)
-    family: Family = option(Family.mlp, "Which builder makes the network.")
+    family: str = option("mlp", "Which builder makes the network.", names="architecture")
 
 
+@choice("architecture", "mlp")
 @dataclass
 class MLP(Architecture):
     width: int = option(128, "Units of every hidden layer.", ge=1)
@@ -147,44 +210,45 @@ class MLP(Architecture):
     activation: Activation = option(Activation.relu, "Non-linearity after every hidden layer.")
 
 
+@choice("architecture", "convfc")
 @dataclass
 class ConvFC(Architecture):
-    family: Family = option(Family.convfc, "Which builder makes the network.")
+    pass
 
 
+@choice("architecture", "vgg")
 @dataclass
 class VGG(Architecture):
-    family: Family = option(Family.vgg, "Which builder makes the network.")
     depth: int = option(16, "11, 13, 16 or 19.")
     batch_norm: bool = option(False, "BatchNorm after every convolution.")
     width: float = option(1.0, "Multiplier of every convolution's channels.", gt=0)
 
 
+@choice("architecture", "resnet")
 @dataclass
 class ResNet(Architecture):
-    family: Family = option(Family.resnet, "Which builder makes the network.")
     depth: int = option(20, "6n + 2: 20, 32, 44, 56 or 110.", ge=8)
     width: float = option(1.0, "Multiplier of the 16, 32, 64 channels.", gt=0)
     norm: Norm = option(Norm.batch, "Normalisation after every convolution: batch, layer or none.")
 
 
+@choice("architecture", "preresnet")
 @dataclass
 class PreResNet(Architecture):
-    family: Family = option(Family.preresnet, "Which builder makes the network.")
     depth: int = option(110, "110 or 164 (bottlenecks, 9n + 2); below 44 basic blocks, 6n + 2.", ge=8)
 
 
+@choice("architecture", "wrn")
 @dataclass
 class WRN(Architecture):
-    family: Family = option(Family.wrn, "Which builder makes the network.")
     depth: int = option(28, "6n + 4.", ge=10)
     widen: int = option(10, "Widening factor.", ge=1)
     dropout: float = option(0.0, "Dropout inside every block.", ge=0, lt=1)
 
 
+@choice("architecture", "vit")
 @dataclass
 class ViT(Architecture):
-    family: Family = option(Family.vit, "Which builder makes the network.")
     patch: int = option(4, "Side of a patch in pixels; it must divide the image's.", ge=1)
     dim: int = option(192, "Width of the token embeddings; heads must divide it.", ge=1)
     depth: int = option(6, "Transformer blocks.", ge=1)
@@ -193,16 +257,16 @@ class ViT(Architecture):
     dropout: float = option(0.0, "Dropout in attention output and MLP.", ge=0, lt=1)
 
 
+@choice("architecture", "torchvision")
 @dataclass
 class Torchvision(Architecture):
-    family: Family = option(Family.torchvision, "Which builder makes the network.")
     model: str = option("resnet18", "Any classifier of torchvision.models, by its name.")
     kwargs: dict[str, Any] = option({}, "Further arguments of that model's builder.")
 
 
+@choice("architecture", "custom")
 @dataclass
 class Custom(Architecture):
-    family: Family = option(Family.custom, "Which builder makes the network.")
     target: str = option("", "my_package.my_module:build or path/to/file.py:Net, called to make the module.")
     kwargs: dict[str, Any] = option({}, "Arguments of that call; in_shape and classes are passed where it takes them.")
 
@@ -283,20 +347,15 @@ class Endpoints(Training):
     )
 
 
-class CurveKind(Name):
-    bezier = "bezier"
-    chain = "chain"
-
-
 class Sampling(Name):
     stratified = "stratified"
     uniform = "uniform"
 
 
 @dataclass
-class Curve(Training):
+class CurveBase(Training):
     epochs: int = option(100, "Passes over the training split.", ge=1)
-    kind: CurveKind = option(CurveKind.bezier, "bezier (of degree bends + 1) or chain (polygonal).")
+    kind: str = option("bezier", "bezier (of degree bends + 1) or chain (polygonal).", names="curve")
     bends: int = option(1, "Control points between the ends.", ge=1)
     fix_start: bool = option(True, "Hold the start where its endpoint is; false trains it too.")
     fix_end: bool = option(True, "Hold the end where its endpoint is; false trains it too.")
@@ -307,6 +366,12 @@ class Curve(Training):
     seed: int | None = option(
         None, "Seed of t, order and augmentation; null: the top-level seed.", ge=0, le=LARGEST_SEED
     )
+
+
+@choice("curve", "bezier", "chain")
+@dataclass
+class Curve(CurveBase):
+    """A Bezier curve or a polygonal chain."""
 
 
 # ------------------------------------------------------------------------------------- evaluation, running
@@ -498,7 +563,7 @@ class Config:
         0, "Replicate: endpoints 2*seed and 2*seed+1, and the curve's own randomness.", ge=0, le=LARGEST_SEED // 2
     )
     dataset: Dataset = field(default_factory=Dataset, metadata={"doc": "What the networks learn."})
-    architecture: Architecture = field(default_factory=MLP, metadata={"doc": "The network."})
+    architecture: Architecture = field(default_factory=lambda: MLP(), metadata={"doc": "The network."})
     endpoints: Endpoints = field(
         default_factory=Endpoints, metadata={"doc": "How endpoints are trained, or where they come from."}
     )
@@ -513,24 +578,20 @@ class Config:
     )
 
 
-DATASETS: dict[str, type[Dataset]] = {"two_spirals": TwoSpirals, "arrays": Arrays}
-ARCHITECTURES: dict[Family, type[Architecture]] = {
-    Family.mlp: MLP,
-    Family.convfc: ConvFC,
-    Family.vgg: VGG,
-    Family.resnet: ResNet,
-    Family.preresnet: PreResNet,
-    Family.wrn: WRN,
-    Family.vit: ViT,
-    Family.torchvision: Torchvision,
-    Family.custom: Custom,
-}
+def nodes_of(group: str) -> dict[str, type]:
+    """Hydra nodes of a group with choices: a class of one name is called by it, a class of several by the group."""
+    names: dict[type, list[str]] = {}
+    for name, cls in CHOICES[group].items():
+        names.setdefault(cls, []).append(name)
+    return {f"_{several[0] if len(several) == 1 else group}": cls for cls, several in names.items()}
+
+
 # Hydra nodes that the YAML files of a group name in their defaults list.
 NODES: dict[str, dict[str, type]] = {
-    "dataset": {"_dataset": Dataset, "_two_spirals": TwoSpirals, "_arrays": Arrays},
-    "architecture": {f"_{family}": node for family, node in ARCHITECTURES.items()},
+    "dataset": nodes_of("dataset"),
+    "architecture": nodes_of("architecture"),
     "endpoints": {"_endpoints": Endpoints},
-    "curve": {"_curve": Curve},
+    "curve": nodes_of("curve"),
     "interpolation": {"_interpolation": Interpolation},
     "rebasin": {"_rebasin": Rebasin},
     "pipeline": {"_pipeline": Pipeline},
@@ -545,7 +606,7 @@ def not_identifying() -> set[str]:
         for group, nodes in NODES.items()
         for node in nodes.values()
         for f in dataclasses.fields(node)
-        if not f.metadata.get("identity", True)
+        if not f.metadata["identity"]
     }
 
 
@@ -557,8 +618,7 @@ def fields_off_default(node: Any) -> dict[str, Any]:
     found = {}
     for f in dataclasses.fields(node):
         value = getattr(node, f.name)
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if f.metadata.get("identity", True) and value != default:
+        if f.metadata["identity"] and value != _default(f):
             found[f.name] = str(value) if isinstance(value, Enum) else value
     return found
 
@@ -652,6 +712,9 @@ def describe(node: type, key: str) -> str | None:
 
 def allowed_values(node: type, key: str) -> list[str]:
     """What an enumerated or boolean field may be, for completion and for errors; empty for any other."""
+    named = next((f.metadata["names"] for f in dataclasses.fields(node) if f.name == key), None)
+    if named is not None:
+        return [*CHOICES[named]]
     kind = get_type_hints(node).get(key, str)
     kinds = getattr(kind, "__args__", (kind,)) if getattr(kind, "__origin__", None) is Union else (kind,)
     for k in kinds:

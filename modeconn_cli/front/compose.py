@@ -250,7 +250,8 @@ def to_config(cfg: DictConfig) -> settings.Config:
         raise UserError(
             f"seed={cfg.seed} is not a whole number; give one, as seed=1, or several with --multirun seed=0,1,2."
         )
-    return settings.Config(seed=cfg.seed, **parts)
+    named = {group: settings.named_choice(node, group) for group, node in parts.items()}
+    return settings.Config(seed=cfg.seed, **named)
 
 
 # ------------------------------------------------------------------------------- what there is to override

@@ -14,7 +14,7 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.families import paths
 from modeconn_cli.networks import read_metadata, read_state, write_state
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import CurveKind, Sampling, recipe
+from modeconn_cli.settings import Sampling, recipe
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, pair_label
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
 from modeconn_cli.weights import FlatModule
@@ -33,8 +33,7 @@ class FitCurve(Stage):
         self.start, self.end = start, end
         options = context.config.curve
         self.seed = context.config.seed if options.seed is None else options.seed
-        kind = "bezier" if options.kind is CurveKind.bezier else "chain"
-        self.path = paths.by_name(kind, options.bends + 2)
+        self.path = paths.by_name(options.kind, options.bends + 2)
 
     @property
     def label(self) -> str:

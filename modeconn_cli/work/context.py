@@ -19,7 +19,7 @@ from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.models import build as models
-from modeconn_cli.settings import ChannelsLast, Config, Family, Interpolation, Precision, Training, fields_off_default
+from modeconn_cli.settings import ChannelsLast, Config, Interpolation, Precision, Training, fields_off_default
 from modeconn_cli.tasks.base import Task
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.tracking import Trackers
@@ -136,10 +136,7 @@ class Context:
         """Leave one thread to small fully connected networks: several only wait for one another."""
         if self.config.runtime.threads == 0 and self.device.type == "cpu":
             layers = [m for m in self.blueprint.modules() if not [*m.children()]]
-            dense = (
-                not any(isinstance(m, CONVOLUTIONS) for m in layers)
-                and self.config.architecture.family is not Family.vit
-            )
+            dense = not any(isinstance(m, CONVOLUTIONS) for m in layers) and self.config.architecture.family != "vit"
             torch.set_num_threads(1 if dense and self.parameters < SMALL else default_threads())
 
     def net(self, seed: int) -> FlatModule:

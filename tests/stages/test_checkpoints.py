@@ -26,10 +26,10 @@ from cli_helpers import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from modeconn_cli import settings
 from modeconn_cli.front.compose import node_of
 from modeconn_cli.networks import read_metadata, write_state
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import ARCHITECTURES, Family
 from modeconn_cli.stages.endpoints import CHECKPOINT
 from modeconn_cli.stages.plot import Plot
 from modeconn_cli.work.plan import make_plan
@@ -74,8 +74,8 @@ class Net(nn.Sequential):
 
 def test_every_family_is_among_the_choices() -> None:
     nodes = {node_of("architecture", choice) for choice in CHOICES}
-    assert nodes == {*ARCHITECTURES.values()}
-    assert {*SMALL} == {str(f) for f in Family}
+    assert nodes == {*settings.CHOICES["architecture"].values()}
+    assert {*SMALL} == {*settings.CHOICES["architecture"]}
 
 
 @pytest.mark.parametrize("choice", CHOICES)
