@@ -26,15 +26,25 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "torchvision": external.build_torchvision,
     "custom": external.build_custom,
 }
+FROM_ELSEWHERE = ("torchvision", "custom")  # tried on two examples, for nothing else says what they take and answer
 
 
-def build(family: str, in_shape: tuple[int, ...], classes: int, **options: Any) -> nn.Module:
+def build(
+    family: str,
+    in_shape: tuple[int, ...],
+    classes: int,
+    answers: tuple[tuple[int, ...], ...] | None = None,
+    largest: int | None = None,
+    **options: Any,
+) -> nn.Module:
     """A freshly initialised network; only torch's global random generator decides its weights.
 
     Args:
         family: a key of :data:`BUILDERS`.
         in_shape: (channels, height, width) of the images or (features,) of the vectors.
-        classes: number of logits.
+        classes: number of outputs an example: logits, or the values of a regression.
+        answers: shapes that a network from elsewhere may answer one example with; empty: any; None: (classes,).
+        largest: of inputs that are integers, the largest; None: inputs are real numbers.
         options: that family's fields in ``settings.py``, other than name and family.
 
     Raises:
@@ -55,7 +65,16 @@ def build(family: str, in_shape: tuple[int, ...], classes: int, **options: Any) 
                 f"{family} has no option {option!r}{_hint(option, allowed)}: "
                 + (f"use {', '.join(allowed)}" if allowed else "it takes none")
             )
-    return builder(tuple(in_shape), classes, **options)
+    if largest is not None and family not in FROM_ELSEWHERE:
+        raise UserError(
+            f"{family} computes with real numbers, and this data set's inputs are integers (token ids): use "
+            "architecture=custom with an embedding, or dataset.inputs=continuous"
+        )
+    net = builder(tuple(in_shape), classes, **options)
+    if family in FROM_ELSEWHERE:
+        label = str(options.get("target", "")) or f"torchvision's {options.get('model', 'resnet18')}"
+        external.check_answers(net, label, tuple(in_shape), ((classes,),) if answers is None else answers, largest)
+    return net
 
 
 def _hint(word: str, known: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from torch import nn
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.models.common import require_images
+from modeconn_cli.tasks.outputs import tensor_of
 from modeconn_cli.torchvision_compat import import_torchvision
 
 # These two otherwise return their auxiliary heads' logits too while training, and warn about their
@@ -66,7 +67,6 @@ def build_torchvision(
         raise UserError(
             f"torchvision's {model} refuses architecture.kwargs {given} ({_first_line(error)}): correct them"
         ) from error
-    _check_logits(net, f"torchvision's {model}", in_shape, classes)
     return net
 
 
@@ -90,7 +90,6 @@ def build_custom(
             f"{target} returned {type(net).__name__}, not a torch.nn.Module: point architecture.target to "
             "a module's class or to a function that returns one"
         )
-    _check_logits(net, target, in_shape, classes)
     return net
 
 
@@ -237,27 +236,46 @@ def _signature(make: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
-def _check_logits(net: nn.Module, label: str, in_shape: tuple[int, ...], classes: int) -> None:
-    """Try two blank examples, so that a network unfit for the data is refused before any training."""
+def check_answers(
+    net: nn.Module,
+    label: str,
+    in_shape: tuple[int, ...],
+    answers: tuple[tuple[int, ...], ...],
+    largest: int | None = None,
+) -> None:
+    """Try two examples, blank or of the largest integer, to refuse an unfit network before any training.
+
+    Raises:
+        UserError: it cannot take them, or answers with none of these shapes an example.
+    """
     modes = [(module, module.training) for module in net.modules()]
     like = next(net.parameters(), torch.empty(0))
+    x = torch.zeros(2, *in_shape, dtype=like.dtype, device=like.device)
+    if largest is not None:
+        x = torch.full((2, *in_shape), largest, dtype=torch.int64, device=like.device)
     net.eval()
     try:
         with torch.no_grad():
-            logits = net(torch.zeros(2, *in_shape, dtype=like.dtype, device=like.device))
+            output = net(x)
     except Exception as error:
+        integers = "" if largest is None else f" of integers up to {largest}"
+        mend = "dataset.pad_to" if largest is None else "the network"
         raise UserError(
-            f"{label} cannot take this data set's examples of shape {in_shape} ({type(error).__name__}: "
-            f"{_first_line(error)}): change architecture.kwargs or dataset.pad_to"
+            f"{label} cannot take this data set's examples of shape {in_shape}{integers} ({type(error).__name__}: "
+            f"{_first_line(error)}): change architecture.kwargs or {mend}"
         ) from error
     finally:
         for module, training in modes:
             module.training = training
-    answer = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if answer != (2, classes):
+    try:
+        found = tuple(tensor_of(output).shape)
+    except UserError as error:
+        raise UserError(f"{label}: {error}") from None
+    wanted = [str((2, *shape)) for shape in answers]
+    if wanted and str(found) not in wanted:
         raise UserError(
-            f"{label} answers two examples of shape {in_shape} with {answer}, not logits of shape "
-            f"(2, {classes}): change it or architecture.kwargs"
+            f"{label} answers two examples of shape {in_shape} with {found}, not logits of shape "
+            f"{' or '.join(wanted)}: change it or architecture.kwargs"
         )
 
 

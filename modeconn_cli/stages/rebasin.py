@@ -31,6 +31,7 @@ from modeconn_cli.symmetry.axes import Leaf, leaves
 from modeconn_cli.symmetry.graph import CannotTrace, trace
 from modeconn_cli.symmetry.groups import Axes, Symmetry, symmetry_of
 from modeconn_cli.symmetry.written import read_groups, write_groups
+from modeconn_cli.tasks.outputs import tensor_of
 from modeconn_cli.work.context import Context, recent
 from modeconn_cli.work.reporting import Silent
 from modeconn_cli.work.saving import Saver
@@ -408,8 +409,7 @@ def certify(
 
     def outputs(state: dict[str, Tensor]) -> Tensor:
         exact.load_state_dict(state)
-        found: Tensor = exact(x.double())
-        return found
+        return tensor_of(exact(x.double() if x.is_floating_point() else x))
 
     wanted = outputs(before)
     scale = float(wanted.abs().max()) or 1.0

@@ -51,7 +51,8 @@ class Task(Protocol):
     """Data and objective. Training, evaluation, matching and reports ask it; none of them knows what a class is.
 
     columns: the first is the objective's own, without smoothing and weight decay: the evaluated loss is its mean plus
-    the weight-decay term. outputs: how many numbers a network gives an example.
+    the weight-decay term. outputs: how many numbers a network gives an example. answers: the shapes that its answer for
+    one example may have, the usual one first; none: any.
     """
 
     @property
@@ -65,6 +66,9 @@ class Task(Protocol):
 
     @property
     def outputs(self) -> int: ...
+
+    @property
+    def answers(self) -> tuple[tuple[int, ...], ...]: ...
 
     def to(self, device: Any) -> Task:
         """The same task with its data on a device."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modeconn_cli.data.dataset import Data, Split
 from modeconn_cli.tasks.base import Batch, Column, Criterion
+from modeconn_cli.tasks.outputs import tensor_of
 
 COLUMNS = (
     Column("nll", "cross-entropy"),
@@ -20,7 +21,11 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Classify:
-    """One of ``data.classes`` classes an example, by logits (B, classes)."""
+    """One of ``data.classes`` classes an example, by logits (B, classes), however the network wraps them.
+
+    Of two classes a network may answer with one logit, (B, 1) or (B,): that of the second, the first's being 0. Its
+    cross-entropy is binary cross-entropy with logits, its error that of the sign.
+    """
 
     data: Data
     label_smoothing: float = 0.0
@@ -29,7 +34,12 @@ class Classify:
 
     @property
     def outputs(self) -> int:
+        assert self.data.classes is not None
         return self.data.classes
+
+    @property
+    def answers(self) -> tuple[tuple[int, ...], ...]:
+        return ((2,), (1,), ()) if self.outputs == 2 else ((self.outputs,),)
 
     def to(self, device: Any) -> Classify:
         return replace(self, data=self.data.to(device))
@@ -37,12 +47,20 @@ class Classify:
     def batch(self, split: Split, index: Tensor | slice, draw: Any = None) -> Batch:
         return Batch(self.data.inputs(split, index, draw), split.y[index])
 
+    def logits(self, output: Any) -> Tensor:
+        """(B, classes) of whatever the network returned."""
+        found = tensor_of(output)
+        if self.outputs == 2 and (found.dim() == 1 or found.shape[1:] == (1,)):
+            second = found.reshape(-1)
+            return torch.stack([torch.zeros_like(second), second], dim=1)
+        return found
+
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        logits = output.float() if output.dtype is torch.bfloat16 else output
-        return F.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(self.logits(output), batch.y, label_smoothing=self.label_smoothing)
 
     def scores(self, output: Any, batch: Batch) -> dict[str, Tensor]:
+        logits = self.logits(output)
         return {
-            "nll": F.cross_entropy(output, batch.y, reduction="none"),
-            "error": output.argmax(1) != batch.y,
+            "nll": F.cross_entropy(logits, batch.y, reduction="none"),
+            "error": logits.argmax(1) != batch.y,
         }

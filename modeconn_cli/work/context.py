@@ -114,9 +114,11 @@ class Context:
         """
         node = self.config.architecture
         options = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.name not in ("name", "family")}
-        plain = {k: str(v) if isinstance(v, Enum) else v for k, v in options.items()}
-        shape, classes = (self.data_on_host.shape, self.data_on_host.classes) if task is None else task
-        return models.build(str(node.family), shape, classes, **plain)
+        plain: dict[str, Any] = {k: str(v) if isinstance(v, Enum) else v for k, v in options.items()}
+        if task is not None:
+            return models.build(str(node.family), *task, **plain)
+        objective = Classify(self.data_on_host)
+        return models.build(str(node.family), objective.data.shape, objective.outputs, objective.answers, **plain)
 
     @cached_property
     def blueprint(self) -> nn.Module:
