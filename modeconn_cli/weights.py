@@ -95,21 +95,27 @@ class FlatModule:
 
 @torch.no_grad()
 def combine(coefficients: Sequence[float], rows: Tensor, out: Tensor) -> None:
-    """Write c @ W into ``out`` (P,), for rows W (K, P) and c (K,) of a convex combination: no negatives, sum 1.
+    """Write c @ W into ``out`` (P,), for rows W (K, P) and any coefficients c (K,), one of them at least not zero.
 
-    A one-hot c copies its row exactly.
+    A row whose coefficient is zero is not looked at; a one-hot c copies its row exactly.
     """
-    # On a CPU, blocks that stay in cache from one interpolation to the next cost a fraction of whole vectors.
-    block = 1 << 20 if out.device.type == "cpu" else out.numel()
+    # On a CPU, blocks that stay in cache from one term to the next cost a fraction of whole vectors.
+    block = 1 << 17 if out.device.type == "cpu" else out.numel()
     used = [(float(c), row.split(block)) for c, row in zip(coefficients, rows, strict=True) if c != 0]
-    (total, start), *others = used
+    (first, start), *others = used
+    convex = all(c > 0 for c, _ in used) and abs(sum(c for c, _ in used) - 1) < 1e-9
     for i, part in enumerate(out.split(block)):
-        if not others:
+        if first == 1 and not others:
             part.copy_(start[i])
-        so_far, before = total, start[i]
-        for c, row in others:
-            so_far += c
-            before = torch.lerp(before, row[i], c / so_far, out=part)
+        elif convex:  # which leaves what all rows agree in exactly as it is
+            so_far, before = first, start[i]
+            for c, row in others:
+                so_far += c
+                before = torch.lerp(before, row[i], c / so_far, out=part)
+        else:
+            torch.mul(start[i], first, out=part)
+            for c, row in others:
+                part.add_(row[i], alpha=c)
 
 
 def matching_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -300,6 +300,31 @@ def test_combining_is_the_explicit_sum(raw, P):
     assert torch.equal(rows, before)
 
 
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=6), st.integers(1, 40), st.integers(0, 100))
+def test_combining_with_any_coefficients_is_the_explicit_sum(c, P, seed):
+    """Negative ones too, whether or not they sum to one or cancel on the way."""
+    assume(any(c))
+    rows = torch.randn(len(c), P, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    out = torch.full((P,), math.nan, dtype=torch.float64)
+    combine(c, rows, out)
+    wanted = [math.fsum(c[k] * float(rows[k, i]) for k in range(len(c))) for i in range(P)]
+    np.testing.assert_allclose(out, wanted, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("c", [(-1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (0.0, -1.0, 2.0), (0.5, -0.5, 0.0), (2.0, 0.0, 0.0)])
+def test_combining_with_coefficients_that_cancel(c):
+    rows, out = torch.randn(3, 100, dtype=torch.float64), torch.empty(100, dtype=torch.float64)
+    combine(c, rows, out)
+    torch.testing.assert_close(out, torch.tensor(c, dtype=torch.float64) @ rows, rtol=1e-13, atol=1e-15)
+
+
+def test_a_row_without_a_share_is_not_looked_at():
+    rows, out = torch.ones(4, 50), torch.zeros(50)
+    rows[1] = math.nan
+    combine([0.5, 0.0, -0.5, 1.0], rows, out)
+    assert torch.equal(out, torch.ones(50))
+
+
 def test_combining_many_coordinates():
     """More than one block of a sweep, the last one short."""
     P = (1 << 19) + 5

@@ -8,24 +8,24 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import comb
 
-from modeconn_cli.families.base import Array
+from modeconn_cli.families.base import Array, Family, along
 
 
 @dataclass(frozen=True)
-class Bezier:
+class Bezier(Family):
     """A Bezier curve of degree n = K - 1; degree 1 is the segment (1-t, t)."""
 
     degree: int
 
     @property
-    def control_points(self) -> int:
+    def vertices(self) -> int:
         return self.degree + 1
 
-    def coefficients(self, t: ArrayLike) -> Array:
-        return _bernstein(self.degree, np.asarray(t, dtype=np.float64))
+    def coefficients(self, u_td: ArrayLike) -> Array:
+        return _bernstein(self.degree, along(u_td))
 
-    def derivative(self, t: ArrayLike) -> Array:
-        lower = _bernstein(self.degree - 1, np.asarray(t, dtype=np.float64))
+    def derivative(self, u_td: ArrayLike) -> Array:
+        lower = _bernstein(self.degree - 1, along(u_td))
         none = np.zeros((len(lower), 1))
         return self.degree * (np.hstack([none, lower]) - np.hstack([lower, none]))
 

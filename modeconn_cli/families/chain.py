@@ -7,31 +7,31 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from modeconn_cli.families.base import Array
+from modeconn_cli.families.base import Array, Family, along
 
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(Family):
     """A polygonal chain through K = bends + 2 points, each leg taking the same share of t."""
 
     bends: int
 
     @property
-    def control_points(self) -> int:
+    def vertices(self) -> int:
         return self.bends + 2
 
-    def coefficients(self, t: ArrayLike) -> Array:
-        leg, within = self._locate(t)
+    def coefficients(self, u_td: ArrayLike) -> Array:
+        leg, within = self._locate(u_td)
         rows = np.arange(len(leg))
-        c = np.zeros((len(leg), self.control_points))
+        c = np.zeros((len(leg), self.vertices))
         c[rows, leg] = 1 - within
         c[rows, leg + 1] = within
         return c
 
-    def derivative(self, t: ArrayLike) -> Array:
-        leg, _ = self._locate(t)
+    def derivative(self, u_td: ArrayLike) -> Array:
+        leg, _ = self._locate(u_td)
         rows = np.arange(len(leg))
-        d = np.zeros((len(leg), self.control_points))
+        d = np.zeros((len(leg), self.vertices))
         d[rows, leg] = -(self.bends + 1)
         d[rows, leg + 1] = self.bends + 1
         return d
@@ -39,7 +39,7 @@ class Chain:
     def breaks(self) -> Array:
         return np.arange(1, self.bends + 1) / (self.bends + 1)
 
-    def _locate(self, t: ArrayLike) -> tuple[NDArray[np.int64], Array]:
-        t = np.asarray(t, dtype=np.float64)
+    def _locate(self, u_td: ArrayLike) -> tuple[NDArray[np.int64], Array]:
+        t = along(u_td)
         leg = np.searchsorted(self.breaks(), t, side="right")
         return leg, np.clip(t * (self.bends + 1) - leg, 0, 1)

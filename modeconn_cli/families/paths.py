@@ -5,11 +5,21 @@ Segments and Bezier curves as in Garipov et al. 2018 (arXiv:1802.10026), equatio
 
 from __future__ import annotations
 
-from modeconn_cli.families.base import Path
+from modeconn_cli.errors import UserError
+from modeconn_cli.families.base import Family
 from modeconn_cli.families.bezier import Bezier
 from modeconn_cli.families.chain import Chain
 
 
-def by_name(kind: str, control_points: int) -> Path:
-    """The family called ``bezier`` or ``chain`` with K control points (K at least 2)."""
-    return Bezier(control_points - 1) if kind == "bezier" else Chain(control_points - 2)
+def by_name(kind: str, vertices: int) -> Family:
+    """The family called ``bezier`` or ``chain`` with K control points (K at least 2).
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    match kind:
+        case "bezier":
+            return Bezier(vertices - 1)
+        case "chain":
+            return Chain(vertices - 2)
+    raise UserError(f"there is no path called {kind}; bezier and chain are known.")

@@ -89,16 +89,16 @@ class FitCurve(Stage):
 
     def control_points(self, net: FlatModule) -> Tensor:
         """W (K, P) as fitted, on the network's device."""
-        return read_curve(self.result.folder / CHECKPOINT, net, self.kind, self.path.control_points)
+        return read_curve(self.result.folder / CHECKPOINT, net, self.kind, self.path.vertices)
 
     def _initial(self, net: FlatModule, ends: Tensor | None) -> Tensor:
         """W (K, P) to start from, with these endpoints (2, P) where they are given."""
         init_from = self.context.config.curve.init_from
         if init_from:
-            W_kp = read_curve(Path(init_from), net, self.kind, self.path.control_points)
+            W_kp = read_curve(Path(init_from), net, self.kind, self.path.vertices)
         else:
             assert ends is not None
-            share = torch.as_tensor(np.linspace(0, 1, self.path.control_points), dtype=ends.dtype, device=ends.device)
+            share = torch.as_tensor(np.linspace(0, 1, self.path.vertices), dtype=ends.dtype, device=ends.device)
             W_kp = torch.lerp(ends[:1], ends[1:], share[:, None])
         if ends is not None:
             W_kp[[0, -1]] = ends  # exactly, whatever lerp rounds to

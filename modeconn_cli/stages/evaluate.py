@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from modeconn_cli.families.base import Path
+from modeconn_cli.families.base import Family
 from modeconn_cli.stages.curve import FitCurve
 from modeconn_cli.stages.endpoints import pair_label
 from modeconn_cli.weights import FlatModule
@@ -33,7 +33,7 @@ class MeasuredCurve(MeasuredPath):
         return self.curve.label
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Family:
         return self.curve.path
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from modeconn_cli.families.base import Path
+from modeconn_cli.families.base import Family
 from modeconn_cli.families.bezier import segment
 from modeconn_cli.stages.curve import end_points
 from modeconn_cli.stages.endpoints import Endpoint, pair_label
@@ -32,7 +32,7 @@ class Segment(MeasuredPath):
         return "-".join(filter(None, words))
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Family:
         return segment()
 
     def control_points(self, net: FlatModule) -> Tensor:

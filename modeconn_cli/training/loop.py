@@ -17,7 +17,7 @@ from torch import Tensor
 
 from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import RunFailed
-from modeconn_cli.families.base import Path
+from modeconn_cli.families.base import Array, Family
 from modeconn_cli.settings import Optimizer, Precision, Sampling, Training
 from modeconn_cli.tasks.base import Batch, Task
 from modeconn_cli.training.optimizers import make_update
@@ -29,11 +29,11 @@ from modeconn_cli.weights import FlatModule, combine
 class Epoch:
     """Everything random about one epoch, drawn ahead from (seed, epoch) alone, so that no step needs a memory.
 
-    order: (n,) examples; t: (steps,) path parameters; augmentation: the data set's draw for each place in order.
+    order: (n,) examples; coefficients: (steps, K); augmentation: the data set's draw for each place in order.
     """
 
     order: Tensor
-    t: np.ndarray
+    coefficients: Array
     augmentation: Any
 
 
@@ -43,18 +43,16 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return max(whole + (rest > 1), 1)
 
 
-def draw_epoch(data: Data, seed: int, epoch: int, steps: int, sampling: Sampling) -> Epoch:
+def draw_epoch(data: Data, family: Family, seed: int, epoch: int, steps: int, sampling: Sampling) -> Epoch:
     """Draw an epoch on the CPU, so that every device sees the same one."""
     n = len(data.train)
     entropy = np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
     generator = torch.Generator().manual_seed(int(entropy[0] >> 1))
-    uniform = np.random.default_rng(entropy[1])
-    t = uniform.random(steps)
-    if sampling is Sampling.stratified:
-        t = (uniform.permutation(steps) + t) / steps
+    rng = np.random.default_rng(entropy[1])
+    coefficients = family.draw(rng, steps) if sampling is Sampling.stratified else family.draw(rng, steps, False)
     order = torch.randperm(n, generator=generator)
     augmentation = data.augment.draw(n, generator).to(data.train.x.device)
-    return Epoch(order.to(data.train.x.device), t, augmentation)
+    return Epoch(order.to(data.train.x.device), coefficients, augmentation)
 
 
 class Trainer:
@@ -75,7 +73,7 @@ class Trainer:
     def __init__(
         self,
         net: FlatModule,
-        family: Path,
+        family: Family,
         control_points: Tensor,
         trained: slice,
         task: Task,
@@ -92,7 +90,7 @@ class Trainer:
         self.rows: list[dict[str, float]] = []
         self.lr = recipe.lr
         # A network that is its only control point moves with it; otherwise the point is formed every step.
-        net.bind(self.W_kp[0] if family.control_points == 1 else self.W_kp[0].clone())
+        net.bind(self.W_kp[0] if family.vertices == 1 else self.W_kp[0].clone())
         self._point_views = net.views(net.point)
         self._rows = [v for row in self.W_kp[trained] for v in net.views(row)]
         self._update = make_update(recipe, self._rows)
@@ -114,13 +112,11 @@ class Trainer:
         if self.step == 0:
             torch.manual_seed(self.seed)  # dropout draws from the global generators
         epoch: Epoch | None = None
-        coefficients = np.empty((0, 0))
         while self.step < self.total_steps:
             index, batch = divmod(self.step, self.steps_per_epoch)
             if epoch is None or batch == 0:
-                epoch = draw_epoch(self.task.data, self.seed, index, self.steps_per_epoch, self.sampling)
-                coefficients = self.family.coefficients(epoch.t)
-            self._take_step(epoch, batch, coefficients[batch].tolist())
+                epoch = draw_epoch(self.task.data, self.family, self.seed, index, self.steps_per_epoch, self.sampling)
+            self._take_step(epoch, batch, epoch.coefficients[batch].tolist())
             self.step += 1
             if self.step % self._check_every == 0 or batch + 1 == self.steps_per_epoch:
                 self.require_finite()
@@ -147,7 +143,7 @@ class Trainer:
         # The last step's gradients go only now: freed with its activations, they would let the allocator hand
         # that memory back to the system, and every step would pay to have it again.
         self._gradients.clear()
-        if self.family.control_points > 1:
+        if self.family.vertices > 1:
             combine(c, self.W_kp, self.net.point)
         with precision(self.recipe.precision, self.device):
             output = self.net(batch.x)

@@ -22,7 +22,7 @@ from modeconn_cli.evaluation.measured import (
     statistics,
     unpack,
 )
-from modeconn_cli.families.base import Array, Path
+from modeconn_cli.families.base import Array, Family
 from modeconn_cli.families.geometry import geometry
 from modeconn_cli.networks import write_state
 from modeconn_cli.results import SCORES
@@ -75,7 +75,7 @@ class MeasuredPath(Stage):
         raise NotImplementedError
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Family:
         raise NotImplementedError
 
     @property
@@ -131,7 +131,7 @@ class MeasuredPath(Stage):
         def measure(t: float) -> By:
             if t not in found:
                 try:
-                    found[t] = evaluator.at(W_kp, self.path.coefficients([t])[0], buffers, self.ends_fixed)
+                    found[t] = evaluator.at(W_kp, self.path.coefficients([[t]])[0], buffers, self.ends_fixed)
                 except RunFailed as failure:
                     raise RunFailed(f"{self.title} at t={t:g}: {failure}") from None
                 if saver.due:

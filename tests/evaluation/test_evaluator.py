@@ -128,7 +128,7 @@ def test_sorted_classes_are_all_in_a_draw(make_data):
 def test_scores_along_a_path_are_those_of_the_explicit_sum(make_data, t, path):
     data, module = make_data(), mlp(torch.float64)
     net = FlatModule(module)
-    W = torch.randn(path.control_points, len(net.point), dtype=torch.float64)
+    W = torch.randn(path.vertices, len(net.point), dtype=torch.float64)
     c = path.coefficients([t])[0]
     scores = Evaluator(net, Classify(data), options()).at(W, c, [net.rest(), net.rest()])
     w = sum(float(c[k]) * W[k] for k in range(len(W)))
@@ -156,7 +156,7 @@ def endpoints(make_module, control_points=2):
 @pytest.mark.parametrize("path", [segment(), Bezier(2), Chain(2)], ids=repr)
 def test_ends_are_their_endpoints_bit_for_bit(path, policy, make_data):
     data = make_data(dtype=torch.float32)
-    net, modules, W, buffers = endpoints(lambda: two_norms(torch.float32), path.control_points)
+    net, modules, W, buffers = endpoints(lambda: two_norms(torch.float32), path.vertices)
     evaluator = Evaluator(net, Classify(data), options(batch_norm=policy))
     x = normalised(data, data.test)
     for t in (1.0, 0.0, 0.4, 0.0, 0.8, 1.0, 1.0):  # whatever was visited before
@@ -366,7 +366,7 @@ def test_a_trained_end_has_no_buffers_of_its_own(fixed, own, make_data, monkeypa
 @pytest.mark.parametrize("path", [segment(), Bezier(3), Chain(2)], ids=repr)
 def test_mean_policy_averages_the_ends_statistics_by_t(path, make_data):
     """Integer buffers enter no average."""
-    net, _, W, buffers = endpoints(two_norms, path.control_points)
+    net, _, W, buffers = endpoints(two_norms, path.vertices)
     evaluator = Evaluator(net, Classify(make_data()), options(batch_norm=BatchNorm.mean))
     for t in (0.3, 0.8):
         evaluator.at(W, path.coefficients([t])[0], buffers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.evaluator import gram
 from modeconn_cli.families import paths
+from modeconn_cli.families.base import Family, overrides
 from modeconn_cli.families.bezier import Bezier, segment
 from modeconn_cli.families.chain import Chain
 from modeconn_cli.families.geometry import geometry
@@ -82,7 +85,7 @@ def test_chain_of_one_bend_by_hand():
 @given(families, times)
 def test_coefficients_sum_to_one_and_are_never_negative(path, t):
     c = path.coefficients(t)
-    assert c.shape == (len(t), path.control_points)
+    assert c.shape == (len(t), path.vertices)
     assert c.dtype == np.float64
     np.testing.assert_allclose(c.sum(1), 1, atol=1e-14)
     assert (c >= 0).all()
@@ -90,7 +93,7 @@ def test_coefficients_sum_to_one_and_are_never_negative(path, t):
 
 @given(families)
 def test_ends_are_one_hot_exactly(path):
-    start, end = np.zeros((2, path.control_points))
+    start, end = np.zeros((2, path.vertices))
     start[0] = end[-1] = 1
     np.testing.assert_array_equal(path.coefficients([0, 1]), [start, end])
 
@@ -147,11 +150,112 @@ def test_families_by_name():
     np.testing.assert_array_equal(segment().coefficients([0.25]), [[0.75, 0.25]])
 
 
+def test_a_path_of_another_name_is_refused():
+    with pytest.raises(UserError, match="no path called spline; bezier and chain are known"):
+        paths.by_name("spline", 3)
+
+
+# ------------------------------------------------------------------------------------- what a family need not say
+
+
+@dataclass(frozen=True)
+class Arc(Family):
+    """A circular arc of an angle below pi through W[0] and W[2], W[1] the circle's centre when it is one."""
+
+    angle: float
+    vertices = 3
+
+    def coefficients(self, u_td):
+        t = np.asarray(u_td)[:, 0]
+        first, last = (np.sin(s * self.angle) / np.sin(self.angle) for s in (1 - t, t))
+        return np.stack([first, 1 - first - last, last], axis=1)
+
+
+class Plane(Family):
+    """Affine coordinates about W[0]; outside the triangle coefficients are negative."""
+
+    vertices = 3
+    coordinates = "a", "b"
+
+    def coefficients(self, u_td):
+        u = 3 * np.asarray(u_td) - 1
+        return np.hstack([1 - u.sum(1, keepdims=True), u])
+
+
+@given(st.floats(0.1, 3.0), st.integers(0, 1000), st.lists(st.floats(0, 1), min_size=2, max_size=6, unique=True))
+def test_length_of_a_family_that_gives_coefficients_alone(angle, seed, t):
+    """An arc's length is its angle times its radius, wherever the circle lies."""
+    rng, t = np.random.default_rng(seed), np.sort(t)
+    centre, plane = rng.normal(size=6), np.linalg.qr(rng.normal(size=(6, 2)))[0].T
+    around = np.array([[1, 0], [np.cos(angle), np.sin(angle)]]) @ plane
+    W = np.stack([centre + 2.5 * around[0], centre, centre + 2.5 * around[1]])
+    length, l2 = geometry(Arc(angle), differences_gram(W), t)
+    np.testing.assert_allclose(length, 2.5 * angle * (t - t[0]), rtol=1e-7, atol=1e-12)
+    on_circle = [centre + 2.5 * (np.cos(s * angle) * plane[0] + np.sin(s * angle) * plane[1]) for s in t]
+    np.testing.assert_allclose(l2, np.linalg.norm(on_circle, axis=1), rtol=1e-7)
+
+
+def test_a_derivative_without_breaks_is_enough():
+    class Cubic(Family):
+        vertices = 4
+
+        def coefficients(self, u_td):
+            return Bezier(3).coefficients(u_td)
+
+        def derivative(self, u_td):
+            return Bezier(3).derivative(u_td)
+
+    squared, t = differences_gram(control_points(Cubic(), 0)), np.linspace(0, 1, 5)
+    np.testing.assert_array_equal(geometry(Cubic(), squared, t)[0], geometry(Bezier(3), squared, t)[0])
+
+
+def test_a_plane_is_drawn_and_gridded_over_both_its_coordinates():
+    drawn = Plane().draw(np.random.default_rng(0), 50)
+    assert drawn.shape == (50, 3)
+    np.testing.assert_allclose(drawn.sum(1), 1)
+    u = (drawn[:, 1:] + 1) / 3
+    for column in u.T:
+        assert sorted(np.floor(column * 50).astype(int)) == list(range(50))
+    assert abs(np.corrcoef(u.T)[0, 1]) < 0.4
+    assert Plane().grid(3).tolist() == [[a, b] for a in (0, 0.5, 1) for b in (0, 0.5, 1)]
+    assert Point().grid(9).shape == (1, 0)
+    assert Bezier(2).grid(3).tolist() == [[0], [0.5], [1]]
+
+
+@given(families, times)
+def test_anchors_of_a_path_are_its_two_ends_by_their_share(path, t):
+    anchors = path.anchors(np.array(t)[:, None])
+    np.testing.assert_allclose(anchors, [[1 - s, s] for s in t], atol=1e-12)
+    assert path.anchors([[0.0], [1.0]]).tolist() == [[1, 0], [0, 1]]
+    assert Point().anchors([[]]).tolist() == [[1]]
+
+
+@given(st.integers(0, 100), st.integers(1, 4))
+def test_the_usual_force_is_the_chain_rule(seed, K):
+    """L(c @ W) for L(w) = a . w has dL/dW_k = c_k a."""
+    generator = torch.Generator().manual_seed(seed)
+    c, a = torch.randn(K, generator=generator).double(), torch.randn(5, generator=generator).double()
+    W = torch.randn(K, 5, generator=generator).double().requires_grad_()
+    (wanted,) = torch.autograd.grad((c @ W) @ a, W)
+    torch.testing.assert_close(Bezier(3).force(a, W.detach(), c), wanted, rtol=1e-13, atol=0)
+    assert Bezier(3).penalty(W.detach() @ W.detach().T).item() == 0
+
+
+def test_what_a_family_says_itself_is_known():
+    class Own(Bezier):
+        def force(self, g_p, W_kp, c_k):
+            return torch.zeros_like(W_kp)
+
+    assert overrides(Own(2), "force")
+    assert not overrides(Own(2), "penalty")
+    assert not any(overrides(f, name) for f in (Bezier(2), Chain(1), Point()) for name in ("force", "penalty"))
+
+
 # ------------------------------------------------------------------------------------------------ geometry
 
 
 def control_points(path, seed, dimensions=6):
-    return np.random.default_rng(seed).normal(size=(path.control_points, dimensions))
+    return np.random.default_rng(seed).normal(size=(path.vertices, dimensions))
 
 
 @given(families, st.integers(0, 2**32 - 1), st.lists(st.floats(0, 1), min_size=1, max_size=9, unique=True))

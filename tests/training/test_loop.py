@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from modeconn_cli.data.dataset import Augment
 from modeconn_cli.errors import RunFailed
-from modeconn_cli.families.bezier import Bezier
+from modeconn_cli.families.bezier import Bezier, segment
 from modeconn_cli.families.chain import Chain
 from modeconn_cli.families.point import Point
 from modeconn_cli.settings import Every, Optimizer, Sampling, Schedule, Training
@@ -102,6 +102,11 @@ def random_rows(net, K, seed=7):
     return 0.4 * torch.randn(K, len(net.point), generator=generator, dtype=net.point.dtype)
 
 
+def times(data, seed, epoch, steps, sampling):
+    """t of every step, which is a segment's second coefficient."""
+    return draw_epoch(data, segment(), seed, epoch, steps, sampling).coefficients[:, 1]
+
+
 def normalised(data, index):
     """Examples as the network must see them."""
     return (data.train.x[index] - data.mean) / data.std
@@ -123,7 +128,7 @@ def test_gradient_of_every_row_is_autograds(path, trained, make, make_data):
     reference = copy.deepcopy(module)
     recipe = constant(lr=1.0, momentum=0.0, weight_decay=0.03, label_smoothing=0.15)
     net = FlatModule(module)
-    W = random_rows(net, path.control_points)
+    W = random_rows(net, path.vertices)
     x, y = normalised(data, slice(0, 6)), data.train.y[:6]
     for t in (0.0, 0.37, 0.62, 1.0):
         moved, c = W.clone(), path.coefficients([t])[0]
@@ -150,7 +155,7 @@ def test_gradient_for_any_path_and_t(make_data, path, t, decay, smoothing, seed)
     data, module = make_data(seed=seed), mlp(seed=seed)
     recipe = constant(lr=1.0, momentum=0.0, weight_decay=decay, label_smoothing=smoothing)
     net = FlatModule(copy.deepcopy(module))
-    W = random_rows(net, path.control_points, seed)
+    W = random_rows(net, path.vertices, seed)
     moved, c = W.clone(), path.coefficients([t])[0]
     x, y = normalised(data, slice(0, 5)), data.train.y[:5]
     begin(net, path, moved, FREE, data, recipe, seed=0).descend(Batch(x, y), c.tolist())
@@ -243,7 +248,7 @@ def test_ordinary_training_is_a_plain_loop(recipe, make, make_data):
     plain.train()
     torch.manual_seed(3)
     for epoch in range(2):
-        order = draw_epoch(data, 3, epoch, 3, Sampling.stratified).order
+        order = draw_epoch(data, Point(), 3, epoch, 3, Sampling.stratified).order
         for batch in (order[0:4], order[4:8], order[8:11]):
             optimizer.zero_grad()
             logits = plain(normalised(data, batch))
@@ -282,16 +287,17 @@ def test_curve_training_is_a_loop_by_hand(recipe, path, trained, make_data):
     factors = [1, 1, 1 - 0.99 * 0.625, 0.01]  # 1-based epochs of four: 1/4, 1/2, 3/4, 1
     data, module = make_data(), mlp()
     net = FlatModule(copy.deepcopy(module))
-    W = random_rows(net, path.control_points)
+    W = random_rows(net, path.vertices)
     ours = W.clone()
     begin(net, path, ours, trained, data, recipe, seed=5).run()
 
     optimizers = {k: HandOptimizer(recipe) for k in range(len(W))[trained]}
     coupled = 0.0 if recipe.optimizer is Optimizer.adamw else recipe.weight_decay
     for epoch in range(4):
-        drawn = draw_epoch(data, 5, epoch, 3, Sampling.stratified)
+        drawn = draw_epoch(data, path, 5, epoch, 3, Sampling.stratified)
         lr = recipe.lr * factors[epoch]
-        for batch, t in zip((slice(0, 4), slice(4, 8), slice(8, 11)), drawn.t, strict=True):
+        drawn_t = times(data, 5, epoch, 3, Sampling.stratified)
+        for batch, t in zip((slice(0, 4), slice(4, 8), slice(8, 11)), drawn_t, strict=True):
             chosen, c = drawn.order[batch], path.coefficients([t])[0]
             x, y = normalised(data, chosen), data.train.y[chosen]
             gradient, _, w = rows_gradient(module, W, c, x, y, coupled, recipe.label_smoothing)
@@ -341,7 +347,7 @@ def test_batches_are_the_order_cut_in_pieces(n, size, sizes, make_data):
     recipe = constant(epochs=1, batch_size=size)
     begin(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=4).run()
     assert [len(x) for x, _ in seen] == sizes
-    order = draw_epoch(data, 4, 0, len(sizes), Sampling.stratified).order
+    order = draw_epoch(data, Point(), 4, 0, len(sizes), Sampling.stratified).order
     torch.testing.assert_close(torch.cat([x for x, _ in seen]), normalised(data, order[: sum(sizes)]))
 
 
@@ -362,7 +368,7 @@ def test_rows_are_means_over_every_example(path, n, make_data):
     assert [r["lr"] for r in trainer.rows] == pytest.approx([0.5, 0.5 * 2 / 3, 0.5 / 3])
     for epoch, row in enumerate(trainer.rows):
         outputs = torch.cat([out for _, out in seen[epoch * steps : (epoch + 1) * steps]])
-        labels = data.train.y[draw_epoch(data, 4, epoch, steps, Sampling.stratified).order[: len(outputs)]]
+        labels = data.train.y[draw_epoch(data, Point(), 4, epoch, steps, Sampling.stratified).order[: len(outputs)]]
         losses = [float(smoothed_cross_entropy(o[None], y[None], 0.0)) for o, y in zip(outputs, labels, strict=True)]
         wrong = [int(o.tolist().index(max(o.tolist())) != int(y)) for o, y in zip(outputs, labels, strict=True)]
         assert row["train_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
@@ -410,7 +416,7 @@ def test_any_objective_is_trained_and_its_columns_are_reported(make_data):
     trainer.run()
     losses, worst = [], []
     for epoch in range(2):
-        order = draw_epoch(data, 4, epoch, 3, Sampling.stratified).order
+        order = draw_epoch(data, Point(), 4, epoch, 3, Sampling.stratified).order
         for batch in (order[:4], order[4:8], order[8:11]):
             off = plain(normalised(data, batch)) - torch.eye(3, dtype=torch.float64)[data.train.y[batch]]
             loss = (off * off).sum() / (3 * len(batch))
@@ -450,14 +456,26 @@ def test_smoothing_leaves_perfectly_smoothed_logits_alone(make_data):
 @given(st.integers(1, 60), st.integers(0, 2**40), st.integers(0, 1000))
 def test_an_epoch_is_every_example_once_and_one_t_a_stratum(make_data, n, seed, epoch):
     data = make_data(n=n)
-    drawn = draw_epoch(data, seed, epoch, n, Sampling.stratified)
+    drawn = draw_epoch(data, segment(), seed, epoch, n, Sampling.stratified)
     assert sorted(drawn.order.tolist()) == list(range(n))
-    assert sorted(np.floor(drawn.t * n).astype(int).tolist()) == list(range(n))
+    assert sorted(np.floor(drawn.coefficients[:, 1] * n).astype(int).tolist()) == list(range(n))
     assert len(drawn.augmentation) == n
 
 
+@pytest.mark.parametrize("sampling", Sampling)
+def test_t_is_drawn_as_ever(sampling, make_data):
+    """Figures of runs that are already published stand on this very stream."""
+    entropy = np.random.SeedSequence([3, 5]).generate_state(2, np.uint64)
+    rng = np.random.default_rng(entropy[1])
+    t = rng.random(7)
+    if sampling is Sampling.stratified:
+        t = (rng.permutation(7) + t) / 7
+    drawn = draw_epoch(make_data(), Bezier(2), 3, 5, 7, sampling)
+    assert np.array_equal(drawn.coefficients, Bezier(2).coefficients(t))
+
+
 def test_uniform_t_is_not_stratified(make_data):
-    t = draw_epoch(make_data(), 0, 0, 1000, Sampling.uniform).t
+    t = times(make_data(), 0, 0, 1000, Sampling.uniform)
     assert ((t >= 0) & (t < 1)).all()
     strata = len(np.unique(np.floor(t * 1000)))
     assert 590 < strata < 675  # 1 - 1/e of them
@@ -467,7 +485,7 @@ def test_uniform_t_is_not_stratified(make_data):
 def test_t_is_uniform_at_every_step_of_an_epoch(sampling, make_data):
     """Stratified t must not rise with the step, nor sit anywhere special inside its stratum."""
     data = make_data()
-    t = np.stack([draw_epoch(data, 0, epoch, 4, sampling).t for epoch in range(3000)])
+    t = np.stack([times(data, 0, epoch, 4, sampling) for epoch in range(3000)])
     error = 1 / np.sqrt(12 * 3000)
     assert np.abs(t.mean(0) - 0.5).max() < 4.5 * error
     np.testing.assert_allclose(np.quantile(t, [0.1, 0.25, 0.5, 0.75, 0.9]), [0.1, 0.25, 0.5, 0.75, 0.9], atol=0.02)
@@ -480,8 +498,13 @@ def test_a_draw_depends_on_seed_and_epoch_alone(make_data):
     data = replace(make_data(n=50, shape=(1, 4, 4)), augment=Augment(crop_padding=2, flip=True))
 
     def everything(seed, epoch, sampling=Sampling.stratified):
-        drawn = draw_epoch(data, seed, epoch, 10, sampling)
-        return drawn.order.tolist(), drawn.t.tolist(), drawn.augmentation.offsets.tolist(), drawn.augmentation.flips
+        drawn = draw_epoch(data, segment(), seed, epoch, 10, sampling)
+        return (
+            drawn.order.tolist(),
+            drawn.coefficients[:, 1].tolist(),
+            drawn.augmentation.offsets.tolist(),
+            drawn.augmentation.flips,
+        )
 
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002
@@ -506,7 +529,7 @@ def test_augmentation_is_the_drawn_one(make_data):
     seen = record_batches(module)
     net = FlatModule(module)
     begin(net, Point(), net.point[None], slice(0, 1), data, constant(epochs=1), seed=0).run()
-    drawn = draw_epoch(data, 0, 0, 2, Sampling.stratified)
+    drawn = draw_epoch(data, Point(), 0, 0, 2, Sampling.stratified)
     wanted = [
         (data.train.x[i].flip(-1) if flip else data.train.x[i])
         for i, flip in zip(drawn.order, drawn.augmentation.flips, strict=True)
@@ -653,7 +676,7 @@ def test_resuming_at_any_step_changes_no_bit(make, path, recipe, make_data):
         net = FlatModule(make(torch.float32, module_seed))
         if path == Point():
             return net, net.point[None], begin(net, path, net.point[None], slice(0, 1), data, recipe, seed=9)
-        W = random_rows(net, path.control_points)
+        W = random_rows(net, path.vertices)
         return net, W, begin(net, path, W, FIXED, data, recipe, seed=9)
 
     net, W, trainer = fresh(0)
@@ -709,7 +732,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(value, bad_place, epoch, make_d
     data = make_data()
     recipe = constant(lr=0.5, epochs=2, schedule=Schedule.linear, schedule_every=Every.step)
     net = FlatModule(mlp())
-    poisoned = draw_epoch(data, 2, epoch, 3, Sampling.stratified).order[bad_place]
+    poisoned = draw_epoch(data, Point(), 2, epoch, 3, Sampling.stratified).order[bad_place]
     trainer = begin(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=2)
     seen = []
 
@@ -733,7 +756,7 @@ def test_no_state_is_given_after_a_loss_that_is_not_finite(make_data):
     data, net = make_data(), FlatModule(mlp())
     trainer = begin(net, Point(), net.point[None], slice(0, 1), data, constant(epochs=9), seed=2)
     trainer._check_every = 50
-    data.train.x[draw_epoch(data, 2, 0, 3, Sampling.stratified).order[0]] = math.nan
+    data.train.x[draw_epoch(data, Point(), 2, 0, 3, Sampling.stratified).order[0]] = math.nan
 
     with pytest.raises(RunFailed, match="step 1 of 27"):
         trainer.run(lambda t: t.state())
@@ -750,7 +773,7 @@ def test_progress_shows_the_mean_of_this_epochs_losses(make_data):
     trainer.run(lambda t: shown.append(t.recent_loss))
     losses = []
     for epoch in range(2):
-        order = draw_epoch(data, 0, epoch, 3, Sampling.stratified).order
+        order = draw_epoch(data, Point(), 0, epoch, 3, Sampling.stratified).order
         for i, batch in enumerate((order[:4], order[4:8], order[8:])):
             losses.append(float(smoothed_cross_entropy(seen[3 * epoch + i][1], data.train.y[batch], 0)))
     wanted = [np.mean(losses[3 * (i // 3) : i + 1]) for i in range(6)]
