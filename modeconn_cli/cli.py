@@ -439,7 +439,7 @@ def symmetries(
     """
     from modeconn_cli.front.compose import compose
     from modeconn_cli.front.terminal import show_symmetries
-    from modeconn_cli.stages.rebasin import groups_of
+    from modeconn_cli.stages.symmetries import groups_of
 
     (job,) = compose(list(overrides or []), config_dir=config_dir)
     found = groups_of(job.config, output, None if shape is None else (_shape(shape), classes))

@@ -24,11 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeconn_cli.data.sources import digits
-from modeconn_cli.matching.weight import assign, weight_matching
+from modeconn_cli.matching.assignment import assign
+from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.models import build as models
-from modeconn_cli.symmetry.axes import leaves, permuted, places
+from modeconn_cli.symmetry.equations import leaves
 from modeconn_cli.symmetry.graph import trace
 from modeconn_cli.symmetry.groups import Symmetry
+from modeconn_cli.symmetry.places import permuted, places
 
 NETWORKS: dict[str, tuple[str, tuple[int, ...], dict[str, object]]] = {
     "vgg16": ("vgg", (3, 32, 32), {"depth": 16}),

@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 from modeconn_cli.data.dataset import Augment, Data, Split
 from modeconn_cli.families.bezier import Bezier
-from modeconn_cli.matching.learned import sinkhorn_matching
+from modeconn_cli.matching.sinkhorn import sinkhorn_matching
 from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.models import build as models
 from modeconn_cli.settings import Training

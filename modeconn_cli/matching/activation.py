@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.matching.weight import Matching, assign
-from modeconn_cli.symmetry.axes import Axis, Place, homeless, leaves, permuted, places, size
+from modeconn_cli.matching.assignment import assign
+from modeconn_cli.matching.search import Matching
+from modeconn_cli.symmetry.axes import Axis, size
+from modeconn_cli.symmetry.equations import leaves
 from modeconn_cli.symmetry.groups import Symmetry
+from modeconn_cli.symmetry.places import Place, permuted, places, unplaced
 
 
 @torch.no_grad()
@@ -36,9 +39,9 @@ def activation_matching(
     groups = {g.leaf for g in symmetry.groups}
     sites = {
         (name, dim): axis
-        for name, axes in symmetry.seen_at.items()
+        for name, axes in symmetry.activations.items()
         for dim, axis in enumerate(axes)
-        if any(leaf in groups for leaf in leaves(axis)) and not homeless([axis])
+        if any(leaf in groups for leaf in leaves(axis)) and not unplaced([axis])
     }
     sums = {place: _Moments(size(axis)) for place, axis in sites.items()}
     wanted = {name for name, _ in sites}
@@ -81,7 +84,7 @@ class _ActivationProblem:
 
     def now(self, place: tuple[str, int]) -> Tensor:
         """Likeness of A's units with B's as permuted now."""
-        by_leaf = {g.leaf: p for g, p in zip(self.groups, self.permutations, strict=True)}
+        by_leaf = dict(zip(self.symmetry.leaves, self.permutations, strict=True))
         return self.alike[place][:, permuted(torch.arange(len(self.alike[place])), self.along[place], by_leaf)]
 
     def cost(self, group: int) -> Tensor:
@@ -111,15 +114,15 @@ class _ActivationProblem:
         """Give a group its best permutation by these costs; whether it moved."""
         relative = torch.from_numpy(assign(cost.numpy()))
         gain = float(cost[torch.arange(len(cost)), relative].sum() - cost.trace())
-        small = 1e-9 * float(cost.abs().sum() + 1e-300)
-        if gain <= small:
+        minimum_gain = 1e-9 * float(cost.abs().sum() + 1e-300)
+        if gain <= minimum_gain:
             return False
         along = [place for place, _ in self.places[group]]
         twice = len(set(along)) < len(along)  # along one axis, so that the costs are but a linearisation
         before = self.objective() if twice else 0.0
-        self.symmetry.turn(self.permutations, group, relative)
-        if twice and self.objective() <= before + small:
-            self.symmetry.turn(self.permutations, group, torch.argsort(relative))
+        self.symmetry.permute_group(self.permutations, group, relative)
+        if twice and self.objective() <= before + minimum_gain:
+            self.symmetry.permute_group(self.permutations, group, torch.argsort(relative))
             return False
         return True
 

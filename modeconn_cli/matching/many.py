@@ -7,17 +7,19 @@ which is not so where every pair is matched by itself; :func:`cycle_error` measu
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.matching.learned import mix
-from modeconn_cli.matching.weight import Forgetful, Memory, WeightProblem, ascend, assign
-from modeconn_cli.symmetry.axes import Place
+from modeconn_cli.matching.ascent import ascend
+from modeconn_cli.matching.assignment import assign
+from modeconn_cli.matching.problem import WeightProblem
+from modeconn_cli.matching.search import NO_MEMORY, Memory
+from modeconn_cli.matching.sinkhorn import mix
 from modeconn_cli.symmetry.groups import Symmetry
+from modeconn_cli.symmetry.places import Place
 
 States = Sequence[Mapping[str, Tensor]]
 RESTARTS = 3
@@ -32,7 +34,7 @@ def merge_many(
     restarts: int = RESTARTS,
     seed: int = 0,
     watch: Watch = lambda step, objective: None,
-    memory: Memory = Forgetful(),  # noqa: B008 - it has no state
+    memory: Memory = NO_MEMORY,
 ) -> tuple[list[list[Tensor]], list[float]]:
     """Match every network to the mean of the others, until none moves (Ainsworth et al. 2023, algorithm 3).
 
@@ -81,10 +83,10 @@ def _to_the_others(
             others = [s for k, s in enumerate(here) if k != i]
             mean = {n: torch.stack([s[n] for s in others]).mean(0) for n in parameters}
             problem = WeightProblem(symmetry, mean, here[i], parameters)
-            deque(ascend(problem, rng), 0)
+            ascend(problem, rng)
             if problem.clock:
                 moved = True
-                here[i] |= problem.present()
+                here[i] |= problem.current()
                 permutations[i] = composed(symmetry, permutations[i], problem.permutations)
         objective.append(_together(here))
         watch(step, objective[-1])
@@ -101,7 +103,7 @@ def cycle_consistent(
     restarts: int = RESTARTS,
     seed: int = 0,
     watch: Watch = lambda step, objective: None,
-    memory: Memory = Forgetful(),  # noqa: B008 - it has no state
+    memory: Memory = NO_MEMORY,
 ) -> tuple[list[list[Tensor]], list[float]]:
     """Match all networks to one another at once by Frank-Wolfe (Crisostomi et al. 2024, C2M3, arXiv:2405.17897).
 
@@ -147,7 +149,7 @@ def _frank_wolfe(
     watch: Watch,
 ) -> tuple[list[list[Tensor]], list[float]]:
     """From the matrices ``soft``, one for each group of each network, to the permutations nearest to where it ends."""
-    leaves = [g.leaf for g in symmetry.groups]
+    leaves = symmetry.leaves
     own = [{n: s[n].detach().float() for n in parameters} for s in states]
     device = own[0][parameters[0]].device
     soft = [[m.to(device) for m in each] for each in soft]
@@ -159,7 +161,7 @@ def _frank_wolfe(
     for step in range(rounds):
         with torch.enable_grad():
             free = [[m.requires_grad_() for m in each] for each in soft]
-            worth = _worth(
+            worth = _pairwise(
                 [mix(symmetry, s, dict(zip(leaves, m, strict=True))) for s, m in zip(own, free, strict=True)]
             )
             gradients = iter(torch.autograd.grad(worth, [m for each in free for m in each], allow_unused=True))
@@ -173,7 +175,7 @@ def _frank_wolfe(
                 [torch.lerp(m, v, t) for m, v in zip(*pair, strict=True)] for pair in zip(soft, towards, strict=True)
             ]
             mixtures = [mix(symmetry, s, dict(zip(leaves, m, strict=True))) for s, m in zip(own, there, strict=True)]
-            along.append(float(_worth(mixtures)))
+            along.append(float(_pairwise(mixtures)))
         line = np.polynomial.Polynomial.fit(nodes, along, degree, domain=[0, 1], window=[0, 1])
         turns = [float(r.real) for r in line.deriv().roots() if abs(r.imag) < 1e-9 and 0 < float(r.real) < 1]
         t = max([1.0, *turns], key=lambda t: float(line(t)))
@@ -202,7 +204,7 @@ def _vertex(like: Tensor, gradient: Tensor | None) -> Tensor:
     return torch.zeros_like(like).scatter_(1, columns[:, None], 1.0)
 
 
-def _worth(states: States) -> Tensor:
+def _pairwise(states: States) -> Tensor:
     """The sum over pairs of inner products: half of what the square of the sum has more than the sum of squares."""
     total = torch.zeros((), dtype=torch.float64, device=next(iter(states[0].values())).device)
     for n in states[0]:
@@ -212,14 +214,14 @@ def _worth(states: States) -> Tensor:
 
 
 def _together(states: States) -> float:
-    return float(_worth(states))
+    return float(_pairwise(states))
 
 
 def composed(symmetry: Symmetry, first: Sequence[Tensor], then: Sequence[Tensor]) -> list[Tensor]:
     """The permutations that act as one after the other."""
     found = [p.clone() for p in first]
     for g in _outer_first(symmetry):
-        symmetry.turn(found, g, then[g])
+        symmetry.permute_group(found, g, then[g])
     return found
 
 
@@ -227,7 +229,7 @@ def undone(symmetry: Symmetry, permutations: Sequence[Tensor], by: Sequence[Tens
     """The permutations, and after them the inverse of others."""
     found = [p.clone() for p in permutations]
     for g in reversed(_outer_first(symmetry)):
-        symmetry.turn(found, g, torch.argsort(by[g]))
+        symmetry.permute_group(found, g, torch.argsort(by[g]))
     return found
 
 

@@ -19,7 +19,8 @@ from modeconn_cli.networks import write_state
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import BatchNorm, Interpolation, Match, Renormalise
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint
-from modeconn_cli.stages.rebasin import Permuting, certify_all
+from modeconn_cli.stages.rebasin import Permuting
+from modeconn_cli.symmetry.certificate import certify_all
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.saving import Saver
 
@@ -85,7 +86,7 @@ class Merged(Permuting):
                 }
                 for i, g in enumerate(symmetry.groups)
             ],
-            "pinned_by": symmetry.held_by,
+            "pinned_by": symmetry.pinned_by,
             "certificate": certificate,
             "merged": rows,
         }

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.buffers import norm_layers
 from modeconn_cli.evaluation.evaluator import metrics, require_same
 from modeconn_cli.matching.activation import activation_matching
-from modeconn_cli.matching.learned import Check, Loss, Parameters, sinkhorn_matching, straight_through
-from modeconn_cli.matching.weight import Matching, Memory, default_restarts, weight_matching
+from modeconn_cli.matching.midpoint import Check, Loss, Parameters
+from modeconn_cli.matching.search import Matching, Memory
+from modeconn_cli.matching.sinkhorn import sinkhorn_matching
+from modeconn_cli.matching.straight_through import straight_through
+from modeconn_cli.matching.weight import default_restarts, weight_matching
 from modeconn_cli.networks import write_state
-from modeconn_cli.runs.directory import Run, writable
-from modeconn_cli.settings import USED_BY, Between, Config, Interpolation, Match, Similarity, check, fields_off_default
+from modeconn_cli.runs.directory import Run
+from modeconn_cli.settings import USED_BY, Between, Interpolation, Match, Similarity, fields_off_default
 from modeconn_cli.stages.endpoints import Endpoint, pair_label
-from modeconn_cli.symmetry.axes import Leaf, leaves
+from modeconn_cli.stages.symmetries import groups_text
+from modeconn_cli.symmetry.certificate import certify_all, refuse_wrong
 from modeconn_cli.symmetry.graph import CannotTrace, trace
-from modeconn_cli.symmetry.groups import Axes, Symmetry, symmetry_of
-from modeconn_cli.symmetry.written import read_groups, write_groups
-from modeconn_cli.tasks.outputs import tensor_of
+from modeconn_cli.symmetry.groups import Symmetry
+from modeconn_cli.symmetry.written import read_groups
 from modeconn_cli.work.context import Context, recent
-from modeconn_cli.work.reporting import Silent
 from modeconn_cli.work.saving import Saver
 from modeconn_cli.work.stage import Stage
 
@@ -89,7 +87,7 @@ class Permuting(Stage):
 
     @cached_property
     def _groups_text(self) -> str:
-        return _read_text(str(self.context.config.rebasin.groups))
+        return groups_text(str(self.context.config.rebasin.groups))
 
     def check(self) -> None:
         """Raise UserError now, before anything is written, for a network that cannot be traced or has no symmetry."""
@@ -104,7 +102,7 @@ class Permuting(Stage):
                 f"{options.groups} names no dimension: where it has a number, write a name for what may move."
             )
         if not symmetry.groups:
-            held = ", ".join(symmetry.held_by)
+            held = ", ".join(symmetry.pinned_by)
             because = f": {held} held every axis in its place" if held else ""
             raise UserError(f"this network has no permutation that leaves its function alone{because}.")
 
@@ -165,7 +163,7 @@ class Aligned(Permuting, Endpoint):
                 "groups": [
                     {"name": g.name, "size": g.size, "moved": m} for g, m in zip(symmetry.groups, moved, strict=True)
                 ],
-                "pinned_by": symmetry.held_by,
+                "pinned_by": symmetry.pinned_by,
                 "certificate": certificate,
             },
         )
@@ -288,151 +286,6 @@ class Aligned(Permuting, Endpoint):
         return activation_matching(
             symmetry, a, b, batches(), centred, lambda: watch(min(next(done), total), "comparing units")
         )
-
-
-def refuse_wrong(module: nn.Module, symmetry: Symmetry, x: Tensor, file: str) -> None:
-    """Raise UserError for groups from a file that an untrained network does not have."""
-    state = module.state_dict()
-    generator = torch.Generator().manual_seed(0)
-    moved = symmetry.permute(state, [torch.randperm(g.size, generator=generator) for g in symmetry.groups])
-    difference = certify(module, symmetry, state, moved, x)["difference"]
-    if not difference <= TOLERANCE:
-        listed = {g.tensor for g in symmetry.groups}
-        raise UserError(
-            f"the groups in {file} are not the network's: permuted by them its outputs differ by {difference:.1e} of "
-            f"the largest. Every tensor that reads or makes the units of {', '.join(sorted(listed))} has to name them; "
-            "a tensor that is left out stays in place."
-        )
-
-
-def groups_of(
-    config: Config, output: Path | None = None, task: tuple[tuple[int, ...], int] | None = None
-) -> dict[str, Any]:
-    """A configured architecture's permutation groups, the axes that each runs along, and what stays in place.
-
-    Args:
-        output: also written there, as rebasin.groups reads it. A network that cannot be traced is written there with
-            every dimension in its place, and ``not_traced`` says why.
-        task: shape of one input, and classes, in place of the data set's.
-
-    Raises:
-        UserError: it cannot be traced and there is no output, the groups are not the network's, or the file is there.
-    """
-    if output is not None and output.exists():
-        raise UserError(f"{output} is there already; give another name.")
-    check(config)
-    context = Context(config, Silent())
-    if task is None:
-        data = context.data_on_host
-        examples = data.inputs(data.train, slice(0, 2))
-    else:
-        examples = torch.randn(2, *task[0], generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    module = context.module(task).eval()
-    not_traced = None
-    try:
-        if config.rebasin.groups is not None:
-            symmetry = read_groups(_read_text(config.rebasin.groups), module.state_dict(), config.rebasin.groups)
-            refuse_wrong(module, symmetry, examples, config.rebasin.groups)
-        else:
-            symmetry = trace(module, examples)
-    except CannotTrace as error:
-        if output is None:
-            raise UserError(f"{error}. To write its groups by hand, begin with --output groups.yaml.") from None
-        still: dict[str, Axes] = {k: [Leaf(n, pinned=True) for n in v.shape] for k, v in module.state_dict().items()}
-        symmetry, not_traced = symmetry_of(still), str(error)
-    if output is not None:
-        with writable(output, "--output FILE"):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(write_groups(symmetry, module.state_dict()), encoding="utf-8")
-    number = {g.leaf: i for i, g in enumerate(symmetry.groups)}
-    along: list[list[str]] = [[] for _ in symmetry.groups]
-    in_place = []
-    for name, axes in symmetry.axes.items():
-        met = {number[leaf] for axis in axes for leaf in leaves(axis) if leaf in number}
-        for dim, axis in enumerate(axes):
-            for i in {number[leaf] for leaf in leaves(axis) if leaf in number}:
-                along[i].append(f"{name}[{dim}]")
-        if not met and axes:
-            in_place.append(name)
-    return {
-        "parameters": sum(p.numel() for p in module.parameters()),
-        "groups": [{"size": g.size, "along": a} for g, a in zip(symmetry.groups, along, strict=True)],
-        "in_place": in_place,
-        "pinned_by": symmetry.held_by,
-        "not_traced": not_traced,
-        "log10_symmetries": sum(math.lgamma(g.size + 1) for g in symmetry.groups) / math.log(10),
-    }
-
-
-def certify_all(
-    module: nn.Module,
-    symmetry: Symmetry,
-    before: Sequence[dict[str, Tensor]],
-    after: Sequence[dict[str, Tensor]],
-    x: Tensor,
-) -> dict[str, Any]:
-    """:func:`certify` of every network, the worst of them.
-
-    Raises:
-        RunFailed: one is not the same function as before.
-    """
-    found = [certify(module, symmetry, b, a, x) for b, a in zip(before, after, strict=True)]
-    differences, controls = ([f[k] for f in found] for k in ("difference", "control"))
-    # Of numpy's, which find a nan to be the worst there is.
-    worst = {**found[0], "difference": float(np.max(differences)), "control": float(np.min(controls))}
-    if not worst["difference"] <= TOLERANCE:
-        raise RunFailed(
-            f"the permuted network is not the same function: outputs differ by {worst['difference']:.1e} of the "
-            "largest. Where the groups come from a file, they are not the network's; where not, please report the "
-            "network."
-        )
-    if not worst["control"] > TOLERANCE:
-        raise RunFailed(
-            "the certificate shows nothing: not even a broken permutation changes the outputs of a network that is to "
-            "be permuted, so they do not depend on its hidden units. Is it dead? Look at its loss; a lower "
-            "endpoints.lr may keep it alive."
-        )
-    return worst
-
-
-@torch.no_grad()
-def certify(
-    module: nn.Module, symmetry: Symmetry, before: dict[str, Tensor], after: dict[str, Tensor], x: Tensor
-) -> dict[str, Any]:
-    """How far the permuted network's outputs are from the original's, in float64 on real inputs.
-
-    ``difference``: the largest over outputs, relative to the largest output. ``control``: the same for a permutation
-    that is broken on purpose, moving one group in a single tensor; it shows that a wrong one would be seen.
-    """
-    exact = copy.deepcopy(module).double().eval()
-
-    def outputs(state: dict[str, Tensor]) -> Tensor:
-        exact.load_state_dict(state)
-        return tensor_of(exact(x.double() if x.is_floating_point() else x))
-
-    wanted = outputs(before)
-    scale = float(wanted.abs().max()) or 1.0
-    control = 0.0
-    for i, group in enumerate(symmetry.groups):
-        permutations = symmetry.identity()
-        permutations[i] = torch.arange(group.size).roll(1)
-        name = group.tensor
-        broken = {**before, name: symmetry.permute({name: before[name]}, permutations)[name]}
-        control = max(control, float((outputs(broken) - wanted).abs().max()) / scale)
-        if control > 1e-6:
-            break
-    difference = float((outputs(after) - wanted).abs().max()) / scale
-    return {"difference": difference, "control": control, "examples": len(x), "dtype": "float64"}
-
-
-def _read_text(file: str) -> str:
-    if not Path(file).is_file():
-        why = "is a directory" if Path(file).is_dir() else "is not there"
-        raise UserError(
-            f"rebasin.groups={file} {why}: give a file that modeconn symmetries --output groups.yaml began."
-        )
-    return Path(file).read_text(encoding="utf-8")
 
 
 def _midpoint(a: Tensor, b: Tensor) -> Tensor:

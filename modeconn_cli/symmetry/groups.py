@@ -1,4 +1,4 @@
-"""The permutation groups of a network, and how they act on its tensors."""
+"""The symmetry groups of a network, and how they act on its tensors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from modeconn_cli.symmetry.axes import Axis, Leaf, Place, families, leaves, permuted, places, resolve
-
-Axes = list[Axis]
+from modeconn_cli.symmetry.axes import Action, Axes, Leaf
+from modeconn_cli.symmetry.equations import dependents, leaves, resolve
+from modeconn_cli.symmetry.places import Place, permuted, places
 
 
 @dataclass(frozen=True)
 class Group:
-    """One index set whose permutations leave the network's function as it is.
+    """One index set that may be acted on without the network's function changing.
 
-    tensor, dim: the first tensor dimension that it runs along; size: of the index set.
+    tensor, dim: the first tensor dimension that it runs along; size: of the index set; leaf: the index set itself.
     """
 
     tensor: str
@@ -31,6 +31,11 @@ class Group:
         """As ``features.0.weight[0]``; groups inside the heads of one tensor share it."""
         return f"{self.tensor}[{self.dim}]"
 
+    @property
+    def action(self) -> Action:
+        """What may act on it."""
+        return self.leaf.action
+
 
 @dataclass
 class Symmetry:
@@ -39,16 +44,29 @@ class Symmetry:
     groups: those with more than one index, in the order in which parameters meet them.
     axes: of every parameter and buffer, by its name in state_dict.
     inside: for a group, what depends on it: for every index of the group the groups that move there, as number lists.
-    held_by: operations that need an order or are not known, each with the dimensions of tensors that it holds in place.
-    program: the traced graph, if there is one. seen_at: the axes of those of its values that are activations, by name.
+    pinned_by: operations that need an order or are not known, each with the dimensions of tensors that it pins.
+    program: the traced graph, if there is one. activations: the axes of those of its values that units are compared at,
+        by name.
+
+    >>> free = Leaf(3)
+    >>> symmetry = symmetry_of({"w": [free, Leaf(2, Action.fixed)], "v": [free]})
+    >>> state = {"w": torch.arange(6).view(3, 2), "v": torch.arange(3)}
+    >>> moved = symmetry.permute(state, [torch.tensor([2, 0, 1])])
+    >>> moved["w"].tolist(), moved["v"].tolist()
+    ([[4, 5], [0, 1], [2, 3]], [2, 0, 1])
     """
 
     groups: list[Group]
     axes: dict[str, Axes]
     inside: dict[int, list[list[list[int]]]]
-    held_by: dict[str, list[str]] = field(default_factory=dict)
+    pinned_by: dict[str, list[str]] = field(default_factory=dict)
     program: torch.export.ExportedProgram | None = field(default=None, repr=False)
-    seen_at: dict[str, Axes] = field(default_factory=dict, repr=False)
+    activations: dict[str, Axes] = field(default_factory=dict, repr=False)
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        """The index set of every group."""
+        return [g.leaf for g in self.groups]
 
     @cached_property
     def places(self) -> dict[str, list[Place]]:
@@ -61,8 +79,11 @@ class Symmetry:
         Args:
             state: a state_dict of the traced module.
             permutations: for each group, (size,) where each new index comes from.
+
+        Returns:
+            Tensors of the same shapes; those that nothing moves are the ones given.
         """
-        by_leaf = {g.leaf: p.cpu() for g, p in zip(self.groups, permutations, strict=True)}
+        by_leaf = {leaf: p.cpu() for leaf, p in zip(self.leaves, permutations, strict=True)}
         return {name: permuted(value, self.places.get(name, []), by_leaf) for name, value in state.items()}
 
     def moves(self, state: dict[str, Tensor], permutations: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -71,7 +92,7 @@ class Symmetry:
         ``<tensor>:<dim>`` is what ``index_select`` along that dimension takes, for every dimension that may move. Where
         what moves along one dimension depends on another, ``<tensor>`` is the flat position of every element's source.
         """
-        by_leaf = {g.leaf: p.cpu() for g, p in zip(self.groups, permutations, strict=True)}
+        by_leaf = {leaf: p.cpu() for leaf, p in zip(self.leaves, permutations, strict=True)}
         found: dict[str, Tensor] = {}
         for name, value in state.items():
             runs = [p for p in self.places.get(name, []) if p.leaf in by_leaf]
@@ -84,8 +105,11 @@ class Symmetry:
                 )
         return found
 
-    def turn(self, permutations: list[Tensor], group: int, relative: Tensor) -> None:
-        """Permute one group further, from what it is; what moves inside its indices goes where they go."""
+    def permute_group(self, permutations: list[Tensor], group: int, relative: Tensor) -> None:
+        """Permute one group further, in place: by ``relative`` (size,) from where ``permutations`` have brought it.
+
+        What moves inside its indices goes where they go.
+        """
         permutations[group] = permutations[group][relative]
         for members in self.inside.get(group, []):
             before = [[permutations[g] for g in here] for here in members]
@@ -99,19 +123,25 @@ class Symmetry:
 
 
 def symmetry_of(tensors: Mapping[str, Axes]) -> Symmetry:
-    """The groups that tensors have, by their names in state_dict, once all equations between their axes are made."""
+    """The groups that tensors have, by their names in state_dict, once all equations between their axes are made.
+
+    Raises:
+        ValueError: more than permutations may act on an axis, which nothing here searches for or applies.
+    """
     groups: dict[Leaf, Group] = {}
     for name, axes in tensors.items():
         for dim, axis in enumerate(axes):
             for leaf in leaves(axis):
+                if leaf.action > Action.permutation:
+                    raise ValueError(f"{name}[{dim}] has the action {leaf.action.name}; give fixed or permutation")
                 if not leaf.pinned and leaf.size > 1 and leaf not in groups:
                     groups[leaf] = Group(name, dim, leaf.size, leaf)
     number = {leaf: i for i, leaf in enumerate(groups)}
     inside: dict[int, list[list[list[int]]]] = {}
     for axes in tensors.values():
-        for family in [f for axis in axes for f in families(axis)]:
-            over = resolve(family.over)
-            members = [[number[leaf] for leaf in leaves(m) if leaf in number] for m in family.members]
+        for dependent in [d for axis in axes for d in dependents(axis)]:
+            over = resolve(dependent.over)
+            members = [[number[leaf] for leaf in leaves(m) if leaf in number] for m in dependent.members]
             if isinstance(over, Leaf) and over in number and any(members):
                 known = inside.setdefault(number[over], [])
                 if members not in known:

@@ -22,22 +22,10 @@ import yaml
 from torch import Tensor
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.symmetry.axes import (
-    Axis,
-    Family,
-    Leaf,
-    Product,
-    Sum,
-    concatenation,
-    families,
-    homeless,
-    leaves,
-    product,
-    resolve,
-    restrict,
-    size,
-)
-from modeconn_cli.symmetry.groups import Axes, Symmetry, symmetry_of
+from modeconn_cli.symmetry.axes import Axes, Axis, Dependent, Leaf, Product, Sum, fixed, size
+from modeconn_cli.symmetry.equations import concatenation, dependents, leaves, product, resolve, restrict
+from modeconn_cli.symmetry.groups import Symmetry, symmetry_of
+from modeconn_cli.symmetry.places import unplaced
 
 NO_WORDS = "the groups of this network cannot be written as a text."
 FACTOR = re.compile(r"(?P<number>\d+)|(?P<name>[A-Za-z_]\w*)(:(?P<size>\d+))?(\((?P<over>[A-Za-z_]\w*)\))?")
@@ -62,6 +50,40 @@ def read_groups(text: str, state: Mapping[str, Tensor], where: str) -> Symmetry:
     Raises:
         UserError: it is no such text, or does not fit the tensors.
     """
+    written = _read_terms(text, state, where)
+    sizes = _sizes(written, state, where)
+    sets: dict[str, Leaf] = {}
+    inner: dict[tuple[str, str], list[Leaf]] = {}
+
+    def axis(factor: _Factor) -> Axis:
+        if factor.name is None:
+            assert factor.size is not None
+            return fixed(factor.size)
+        n = sizes[factor.name]
+        if factor.over is None:
+            return sets.setdefault(factor.name, Leaf(n))
+        over = sets.setdefault(factor.over, Leaf(sizes[factor.over]))
+        members = inner.setdefault((factor.name, factor.over), [Leaf(n) for _ in range(over.size)])
+        return Dependent(over, [*members])
+
+    tensors: dict[str, Axes] = {}
+    for name, value in state.items():
+        if name not in written:
+            tensors[name] = [fixed(n) for n in value.shape]
+            continue
+        tensors[name] = [
+            concatenation([product([axis(f) for f in factors]) for factors in terms]) for terms in written[name]
+        ]
+        for dependent in unplaced(tensors[name]):
+            over = next(k for k, leaf in sets.items() if leaf is resolve(dependent.over))
+            raise UserError(
+                f"{where}: {name} has an index set for each of {over}, and no one dimension of it runs along {over}."
+            )
+    return symmetry_of(tensors)
+
+
+def _read_terms(text: str, state: Mapping[str, Tensor], where: str) -> dict[str, list[Terms]]:
+    """What is written of every tensor's dimensions, each of a tensor that there is."""
     try:
         content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
@@ -81,35 +103,7 @@ def read_groups(text: str, state: Mapping[str, Tensor], where: str) -> Symmetry:
         if not isinstance(dims, list) or len(dims) != len(shape):
             raise UserError(f"{where}: {name} has the shape {shape}; give a list of {len(shape)}, not {dims}.")
         written[name] = [_parse(str(d), f"{where}: {name}[{i}]") for i, d in enumerate(dims)]
-    sizes = _sizes(written, state, where)
-    sets: dict[str, Leaf] = {}
-    inner: dict[tuple[str, str], list[Leaf]] = {}
-
-    def axis(factor: _Factor) -> Axis:
-        if factor.name is None:
-            assert factor.size is not None
-            return Leaf(factor.size, pinned=True)
-        n = sizes[factor.name]
-        if factor.over is None:
-            return sets.setdefault(factor.name, Leaf(n))
-        over = sets.setdefault(factor.over, Leaf(sizes[factor.over]))
-        members = inner.setdefault((factor.name, factor.over), [Leaf(n) for _ in range(over.size)])
-        return Family(over, [*members])
-
-    tensors: dict[str, Axes] = {}
-    for name, value in state.items():
-        if name not in written:
-            tensors[name] = [Leaf(n, pinned=True) for n in value.shape]
-            continue
-        tensors[name] = [
-            concatenation([product([axis(f) for f in factors]) for factors in terms]) for terms in written[name]
-        ]
-        for family in homeless(tensors[name]):
-            over = next(k for k, leaf in sets.items() if leaf is resolve(family.over))
-            raise UserError(
-                f"{where}: {name} has an index set for each of {over}, and no one dimension of it runs along {over}."
-            )
-    return symmetry_of(tensors)
+    return written
 
 
 def _parse(text: str, where: str) -> Terms:
@@ -202,7 +196,7 @@ def write_groups(symmetry: Symmetry, state: Mapping[str, Tensor]) -> str:
             return " + ".join(text(p) for p in axis.parts)
         if isinstance(axis, Product):
             first, *others = map(resolve, axis.parts)
-            if isinstance(first, Leaf) and first.pinned and any(resolve(f.over) is first for f in families(axis)):
+            if isinstance(first, Leaf) and first.pinned and any(resolve(d.over) is first for d in dependents(axis)):
                 return " + ".join(text(product([restrict(p, first, i) for p in others])) for i in range(first.size))
             return " * ".join(text(p, factor=True) for p in axis.parts)
         if all(leaf.pinned for leaf in leaves(axis)):

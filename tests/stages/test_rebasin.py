@@ -12,11 +12,8 @@ from cli_helpers import DIGITS, SPIRALS, compose, folders, no_pictures, ok, refu
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation.repair import Repair
-from modeconn_cli.matching.activation import activation_matching
 from modeconn_cli.models import build as models
-from modeconn_cli.stages.rebasin import certify, certify_all
 from modeconn_cli.symmetry.graph import trace
 from modeconn_cli.weights import FlatModule
 
@@ -46,6 +43,21 @@ def test_rebasin_joins_wide_networks_and_says_that_they_compute_the_same(method:
     ends = [Path(r["directory"]) for r in answer.json["stages"] if r["stage"] == "train-endpoints"]
     recorded = [json.loads((f / "summary.json").read_text())["metrics"] for f in (ends[1], folder)]
     assert recorded[0] == pytest.approx(recorded[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["straight_through", "sinkhorn"])
+def test_trained_methods_as_a_stage(method: str) -> None:
+    answer = ok("rebasin", *DIGITS, f"rebasin={method}", "rebasin.steps=25", "--json")
+    summary = json.loads((folders(answer)["rebasin"] / "summary.json").read_text())
+    assert summary["objective_is"] == "midpoint loss"
+    assert summary["certificate"]["difference"] < 1e-12
+    segment, aligned = (
+        next(b["midpoint"]["value"] for b in answer.json["barriers"] if (b["path"], b["metric"]) == (p, "train_loss"))
+        for p in ("segment", "aligned segment")
+    )
+    assert aligned < segment
+    again = ok("rebasin", *DIGITS, f"rebasin={method}", "rebasin.steps=25", "rebasin.restarts=7", "--json")
+    assert {s["status"] for s in again.json["stages"]} == {"cached"}  # restarts are no part of these methods
 
 
 def test_the_files_are_usable_without_this_project() -> None:
@@ -170,23 +182,6 @@ def test_groups_that_the_network_does_not_have_are_refused_before_anything_is_wr
     assert "cannot write" in refused("symmetries", *branching, "--output", "/proc/groups.yaml")
 
 
-def test_a_network_that_is_not_a_number_is_not_certified() -> None:
-    module = models.build("mlp", (8,), 3, width=6, depth=2).eval()
-    symmetry = trace(module, torch.randn(2, 8))
-    state = {k: v.clone() for k, v in module.state_dict().items()}
-    broken = {**state, "head.bias": torch.full((3,), torch.nan)}
-    with pytest.raises(RunFailed, match="not the same function"):
-        certify_all(module, symmetry, [state, state], [state, broken], torch.randn(5, 8))
-
-
-def test_a_dead_network_is_not_certified_and_not_called_wrong() -> None:
-    module = models.build("mlp", (8,), 3, width=6, depth=2).eval()
-    symmetry = trace(module, torch.randn(2, 8))
-    dead = {k: torch.zeros_like(v) for k, v in module.state_dict().items()}
-    with pytest.raises(RunFailed, match="do not depend on its hidden units"):
-        certify_all(module, symmetry, [dead], [dead], torch.randn(5, 8))
-
-
 def test_rebasin_by_no_method_is_refused() -> None:
     for word in ("rebasin=none", "rebasin.method=none"):
         assert "modeconn interpolate" in refused("rebasin", *SPIRALS, word)
@@ -234,29 +229,6 @@ def test_symmetries_shows_the_groups() -> None:
     assert ok("symmetries", *words, "--input", "3x4x4", "--classes", "3").json["parameters"] == 49 * 8 + 9 * 3
     for wrong in ("3,", "a,b", "3,0"):
         assert "is not a shape" in refused("symmetries", "--input", wrong)
-
-
-def test_a_certificate_sees_a_permutation_that_is_not_one() -> None:
-    torch.manual_seed(0)
-    module = models.build("mlp", (8,), 3, width=6, depth=2).eval()
-    symmetry = trace(module, torch.randn(2, 8))
-    state = {k: v.clone() for k, v in module.state_dict().items()}
-    x = torch.randn(20, 8)
-    good = symmetry.permute(state, [torch.randperm(g.size) for g in symmetry.groups])
-    assert certify(module, symmetry, state, good, x)["difference"] < 1e-12
-    bad = {**good, "hidden.0.weight": good["hidden.0.weight"].roll(1, 0)}
-    assert certify(module, symmetry, state, bad, x)["difference"] > 1e-3
-
-
-def test_units_that_do_not_vary_make_no_nan() -> None:
-    torch.manual_seed(0)
-    module = models.build("mlp", (8,), 3, width=6, depth=2).eval()
-    symmetry = trace(module, torch.randn(10, 8))
-    state = {k: v.clone() for k, v in module.state_dict().items()}
-    state["hidden.0.bias"][:3] = -100.0  # never active
-    found = activation_matching(symmetry, state, state, [torch.randn(10, 8)])
-    assert [sorted(p.tolist()) for p in found.permutations] == [list(range(6))] * 2
-    assert all(v == v for v in found.objective)
 
 
 # ------------------------------------------------------------------------------------------------------ REPAIR

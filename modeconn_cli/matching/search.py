@@ -1,0 +1,54 @@
+"""What every search for permutations finds, and how it is stopped and goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Permutations found, one for each group; the objective after every sweep of the best start, and which it was.
+
+    permutations: (size,) for each group, where each new index comes from.
+    before, after: the objective of B as it was given, and as these permutations leave it.
+    measure: what the objective is; it grows, but for a loss.
+    """
+
+    permutations: list[Tensor]
+    objective: list[float]
+    start: int
+    before: float
+    after: float
+    measure: str = "inner product"
+
+
+class Memory(Protocol):
+    """Where a search leaves what it has found, for a later process to go on from to the same end."""
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to leave something."""
+
+    def begun(self) -> dict[str, Any] | None:
+        """What was left; None: nothing."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Leave tensors and plain values."""
+
+
+class NoMemory:
+    """Leaves nothing and begins anew."""
+
+    due = False
+
+    def begun(self) -> dict[str, Any] | None:
+        return None
+
+    def save(self, state: dict[str, Any]) -> None:
+        pass
+
+
+NO_MEMORY = NoMemory()

@@ -1,0 +1,42 @@
+"""Activation matching where units are constant, and where one group stands twice along an axis."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from modeconn_cli.matching.activation import activation_matching
+from modeconn_cli.models import build as models
+from modeconn_cli.symmetry.graph import trace
+
+
+def test_activations_that_one_group_has_twice_are_matched_to_an_end() -> None:
+    class Products(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 7), nn.Linear(49, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.a(x))
+            return self.b(torch.tanh((h[:, :, None] * h[:, None, :] + 0.3 * h[:, :, None]).flatten(1)))
+
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    symmetry = trace(Products(), x)
+    for seed in range(3, 7):
+        torch.manual_seed(seed)
+        a, b = (dict(Products().state_dict()) for _ in range(2))
+        found = activation_matching(symmetry, a, b, [x])
+        assert all(after >= before for before, after in itertools.pairwise(found.objective))
+
+
+def test_units_that_do_not_vary_make_no_nan() -> None:
+    torch.manual_seed(0)
+    module = models.build("mlp", (8,), 3, width=6, depth=2).eval()
+    symmetry = trace(module, torch.randn(10, 8))
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    state["hidden.0.bias"][:3] = -100.0  # never active
+    found = activation_matching(symmetry, state, state, [torch.randn(10, 8)])
+    assert [sorted(p.tolist()) for p in found.permutations] == [list(range(6))] * 2
+    assert all(v == v for v in found.objective)
