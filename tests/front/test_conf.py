@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from cli_helpers import ROOT, compose
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -104,6 +105,51 @@ def test_a_users_file_without_its_schema_is_refused(tmp_path: Path) -> None:
         compose("dataset=mine", config_dir=str(tmp_path / "more"))
     assert "_dataset" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def through_main(overrides: list[str], sweep: bool) -> Any:
+    """The jobs that Hydra's own main composes, or what is said of them."""
+    found: list[Any] = []
+
+    def keep(cfg: Any) -> None:
+        try:
+            outcome: Any = launch.to_config(cfg)
+        except UserError as error:
+            outcome = str(error)
+        found.append((list(HydraConfig.get().overrides.task), outcome))
+
+    try:
+        launch.run_hydra(keep, [*overrides, "hydra.sweep.dir=sweep"], ["--multirun"] if sweep else [])
+    except UserError as error:
+        return str(error)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sweep"),
+    [
+        ("dataset=two_spirals ++seed=3 curve.lr=1e-3 endpoints.seeds=[3,5]", False),
+        ("experiment=garipov_vgg16_cifar10 ~curve.lr", False),
+        ("architecture=custom architecture.kwargs.width=6,7 endpoints.seeds=[0,1],[2,3]", True),
+        ("architecture=mlp,vgg16 seed=range(1,3)", True),
+        ("seed=0,1 curve.lr=3", False),
+        ("curve=bezier,chain", False),
+        ("curve.bends=x,1", True),
+        ("+curve.more=1", False),
+    ],
+)
+def test_the_quick_way_composes_what_hydras_main_composes(overrides: str, sweep: bool) -> None:
+    given = overrides.split()
+    wanted = through_main(given, sweep)
+    flags = ["--multirun"] if sweep else []
+    if isinstance(wanted, str):
+        with pytest.raises(UserError) as caught:
+            launch.compose(given, flags)
+        assert str(caught.value) == wanted
+    else:
+        for _ in range(2):  # the second time from what was kept
+            jobs = [(j.overrides, j.outcome) for j in launch.compose(given, flags)]
+            assert [(o, str(c) if isinstance(c, UserError) else c) for o, c in jobs] == wanted
 
 
 # ------------------------------------------------------------------------------------------------ schema
