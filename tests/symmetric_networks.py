@@ -55,7 +55,7 @@ OURS: dict[str, tuple[str, dict[str, object]]] = {
     "resnet20": ("resnet", {"depth": 20, "width": 0.5}),
     "resnet20_ln": ("resnet", {"depth": 20, "width": 0.5, "norm": "layer"}),
     "preresnet20": ("preresnet", {"depth": 20}),
-    "preresnet29": ("preresnet", {"depth": 56}),
+    "preresnet47": ("preresnet", {"depth": 47}),
     "wrn10": ("wrn", {"depth": 10, "widen": 1}),
     "vit": ("vit", {"dim": 24, "heads": 3, "depth": 2}),
 }

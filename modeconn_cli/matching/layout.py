@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,8 @@ Inner = list[tuple[int, int]]
 class Layout:
     """The occurrences of groups in tensors.
 
-    names: the tensors that groups run through; places: where, for each of them.
+    counting: the names of all tensors that count, which a search may share a layout for.
+    names: those of them that groups run through; shapes, places: of each of these, and where groups run along it.
     occurrences: of each group. The following are lists of the same shape, or for each group:
     neighbours: the other groups that move what an occurrence sees.
     quadratic: whether a group runs twice through the same part of a tensor, so that its objective is quadratic.
@@ -60,18 +61,14 @@ class Layout:
         be given its best permutation for every pair of the group's indices.
     """
 
-    def __init__(self, symmetry: Symmetry, shapes: Sequence[tuple[str, torch.Size]]) -> None:
-        """Args: shapes: the tensors that count, by name."""
+    def __init__(self, symmetry: Symmetry, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
+        """The layout of the named tensors, of which the shapes alone matter."""
         self.symmetry = symmetry
+        self.counting = names
         self.groups = symmetry.groups
         number = {leaf: i for i, leaf in enumerate(symmetry.leaves)}
-        moving = [
-            (name, shape)
-            for name, shape in shapes
-            if any(leaf in number for axis in symmetry.axes[name] for leaf in leaves(axis))
-        ]
-        self.names = [name for name, _ in moving]
-        self.shapes = [shape for _, shape in moving]
+        self.names = [n for n in names if any(leaf in number for axis in symmetry.axes[n] for leaf in leaves(axis))]
+        self.shapes = [tensors[n].shape for n in self.names]
         self.places = [symmetry.places[n] for n in self.names]
         self.occurrences: list[list[Occurrence]] = [[] for _ in self.groups]
         self.neighbours: list[list[set[int]]] = [[] for _ in self.groups]

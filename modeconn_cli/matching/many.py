@@ -15,6 +15,7 @@ from torch import Tensor
 
 from modeconn_cli.matching.ascent import ascend
 from modeconn_cli.matching.assignment import assign
+from modeconn_cli.matching.layout import Layout
 from modeconn_cli.matching.problem import WeightProblem
 from modeconn_cli.matching.search import NO_MEMORY, Memory
 from modeconn_cli.matching.sinkhorn import mix
@@ -77,12 +78,13 @@ def _to_the_others(
     own = [{n: s[n].detach().float() for n in parameters} for s in states]
     here = [symmetry.permute(s, p) for s, p in zip(own, permutations, strict=True)]
     objective = [_together(here)]
+    layout = Layout(symmetry, own[0], parameters)
     for step in range(rounds):
         moved = False
         for i in rng.permutation(len(states)).tolist():
             others = [s for k, s in enumerate(here) if k != i]
             mean = {n: torch.stack([s[n] for s in others]).mean(0) for n in parameters}
-            problem = WeightProblem(symmetry, mean, here[i], parameters)
+            problem = WeightProblem(symmetry, mean, here[i], layout)
             ascend(problem, rng)
             if problem.clock:
                 moved = True

@@ -41,7 +41,7 @@ class WeightProblem:
 
     Args:
         a, b: state_dicts of the traced module.
-        names: of the tensors that count.
+        names: of the tensors that count; or a layout of them, where one was made before.
         begin: permutations that B has to begin with; None: as it is.
     """
 
@@ -50,13 +50,13 @@ class WeightProblem:
         symmetry: Symmetry,
         a: Mapping[str, Tensor],
         b: Mapping[str, Tensor],
-        names: Sequence[str],
+        names: Sequence[str] | Layout,
         begin: Sequence[Tensor] | None = None,
     ) -> None:
         self.symmetry = symmetry
         self.groups = symmetry.groups
-        self.layout = Layout(symmetry, [(n, a[n].shape) for n in names])
-        still = set(names) - set(self.layout.names)
+        self.layout = names if isinstance(names, Layout) else Layout(symmetry, a, names)
+        still = set(self.layout.counting) - set(self.layout.names)
         self.constant = float(sum((a[n].double() * b[n].double()).sum() for n in sorted(still)))
         self.a = [a[n].detach().float() for n in self.layout.names]
         self.b = [b[n].detach().float().clone() for n in self.layout.names]

@@ -6,7 +6,6 @@ arXiv:2209.04836, section 3.2).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from modeconn_cli.matching.ascent import coordinate_ascent, first_pass, solve
+from modeconn_cli.matching.layout import Layout
 from modeconn_cli.matching.problem import WeightProblem
 from modeconn_cli.matching.search import NO_MEMORY, Matching, Memory
 from modeconn_cli.symmetry.groups import Symmetry
@@ -52,9 +52,10 @@ def weight_matching(
     best = Matching(**begun["best"]) if begun else None
     if restarts is None:
         restarts = default_restarts(symmetry)
+    layout = Layout(symmetry, a, parameters)
     for start in range(begun["starts"] if begun else 0, restarts + 1):
         rng = np.random.default_rng([seed, start])
-        problem = WeightProblem(symmetry, a, b, parameters, best.permutations if best else None)
+        problem = WeightProblem(symmetry, a, b, layout, best.permutations if best else None)
         solved = None
         if best is None:
             before = problem.objective()
@@ -72,7 +73,7 @@ def weight_matching(
                 break
         if best is None or objective[-1] > best.objective[-1]:
             best = Matching(problem.permutations, objective, start, before, objective[-1])
-        memory.save({"starts": start + 1, "best": dataclasses.asdict(best)})
+        memory.save({"starts": start + 1, "best": dict(vars(best))})
     assert best is not None
     return best
 
