@@ -202,13 +202,13 @@ def report(
 
     The page is one file that loads nothing: it can be mailed, printed and opened offline.
     """
+    from modeconn_cli.report.choose import choose_reported
     from modeconn_cli.report.page import write_page
-    from modeconn_cli.stages.plot import choose_reported
 
     file = output or output_dir / "report.html"
     if file.suffix != ".html":
         raise UserError(f"--output {file}: end it in .html.")
-    write_page(*choose_reported(output_dir, runs or []), file)
+    write_page(choose_reported(output_dir, runs or []), file)
     print_json({"command": "report", "file": str(file)}) if as_json else print(file)
 
 
@@ -291,6 +291,7 @@ def connect(
     from modeconn_cli.front.compose import compose, groups, quoted
     from modeconn_cli.front.terminal import show_result
     from modeconn_cli.report.tables import connection
+    from modeconn_cli.results import Metrics
     from modeconn_cli.training.loop import steps_per_epoch
 
     named = groups()
@@ -337,9 +338,9 @@ def connect(
         if as_json:
             print_json({"command": "connect", "exit_code": last.code, **entry})
         sys.exit(last.code)
-    answer, sentence = connection(entry["verdicts"], first.name, second.name)
+    answer, sentence = connection(entry["verdicts"], first.name, second.name, Metrics.of(entry))
     chance = 100 * (1 - 1 / last.classes)
-    lost = [e["from"] for e in entry["endpoints"] if e["test_error"] > 0.9 * chance]
+    lost = [e["from"] for e in entry["endpoints"] if e.get("test_error", 0) > 0.9 * chance]
     if lost:
         complain(
             f"{' and '.join(lost)} do little better than chance ({chance:.0f}% error): were they trained on inputs "

@@ -9,42 +9,18 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from modeconn_cli.evaluation.measured import Measured, Question, judged, metric_names, unpack
+from modeconn_cli.networks import read_state
 from modeconn_cli.runs.directory import Run
-
-if TYPE_CHECKING:
-    from modeconn_cli.evaluation.measured import Question
+from modeconn_cli.tasks.base import Column, Task
 
 SUMMARY, SCORES = "summary.json", "scores.safetensors"
-
-
-@dataclass(frozen=True)
-class Column:
-    """How a figure reads: its name, a title for headings, a unit ("" for none), digits, and which way is better."""
-
-    name: str
-    title: str = ""
-    unit: str = ""
-    digits: int = 4
-    better: str = "lower"
-
-    def text(self, value: Any) -> str:
-        """A value as people read it."""
-        if isinstance(value, str) or value is None:
-            return value or ""
-        return f"{value:.{self.digits}f}" if value == value else "–"
-
-    @property
-    def heading(self) -> str:
-        return (self.title or self.name) + (f" ({self.unit})" if self.unit else "")
-
-    @classmethod
-    def read(cls, content: Mapping[str, Any]) -> Column:
-        """From JSON, which may hold more."""
-        return cls(**{k: content[k] for k in ("name", "title", "unit", "digits", "better") if k in content})
 
 
 @dataclass(frozen=True)
@@ -79,7 +55,7 @@ class Result:
 
     def column(self, name: str) -> Column:
         """How a figure of this name reads."""
-        return next((c for c in self.columns if c.name == name), Column(name))
+        return next((c for c in self.columns if c.name == name), Column(name, ""))
 
     def write(self, run: Run) -> None:
         """Into a run directory: the tables, then summary.json."""
@@ -90,11 +66,26 @@ class Result:
             "metric_columns": [vars(c) for c in self.columns],
             "barriers": dict(self.barriers),
             "verdict": self.verdict,
-            "tables": [{"file": t.file, "title": t.title, "columns": [vars(c) for c in t.columns]} for t in self.tables],
+            "tables": [
+                {"file": t.file, "title": t.title, "columns": [vars(c) for c in t.columns]} for t in self.tables
+            ],
             "pictures": list(self.pictures),
             "network_files": list(self.networks),
         }
         run.write_json(SUMMARY, {"title": self.title, **self.more, **{k: v for k, v in named.items() if v}})
+
+    def plain(self, name: str) -> dict[str, Any]:
+        """Its figures, and its tables' columns and rows, as plain values; ``name``: of the run."""
+        return {
+            "name": name,
+            "title": self.title,
+            "metrics": dict(self.metrics),
+            "columns": [vars(c) for c in self.columns],
+            "tables": [
+                {"title": t.title, "columns": [vars(c) for c in t.columns], "rows": [dict(r) for r in t.rows]}
+                for t in self.tables
+            ],
+        }
 
     @classmethod
     def read(cls, folder: Path, question: Question | None = None) -> Result:
@@ -105,7 +96,7 @@ class Result:
         return cls(
             title=str(content.get("title", content.get("path", ""))),
             metrics=content.get("metrics", {}),
-            columns=[Column.read(c) for c in content.get("metric_columns", [])],
+            columns=[_column(c) for c in content.get("metric_columns", [])],
             tables=[_read_table(folder, t) for t in content.get("tables", [])],
             barriers=content.get("barriers", {}),
             verdict=content.get("verdict"),
@@ -115,10 +106,97 @@ class Result:
         )
 
 
+@dataclass(frozen=True)
+class Metrics:
+    """How a task's metrics ``<split>_<column>`` read, and which of them a verdict is about.
+
+    columns: the task's, the first being the objective's own; verdict, convention: the column and the barrier that say
+    whether a path connects its ends; others: columns of figures that are not the task's.
+    """
+
+    columns: Sequence[Column]
+    verdict: str
+    convention: str
+    others: Sequence[Column] = ()
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any]) -> Metrics:
+        """As a summary.json says; of one from before it did, those of classification."""
+        note = summary.get("task", {})
+        others = [_column(c) for c in summary.get("metric_columns", [])]
+        if "columns" not in note:
+            from modeconn_cli.tasks.classify import Classify
+
+            return cls(Classify.columns, Classify.verdict.column, Classify.verdict.convention, others)
+        criterion = note["verdict"]
+        return cls([_column(c) for c in note["columns"]], criterion["column"], criterion["convention"], others)
+
+    @property
+    def names(self) -> list[str]:
+        """Every metric, the loss first, split by split."""
+        return metric_names([c.name for c in self.columns])
+
+    @property
+    def objective(self) -> str:
+        """The objective itself on the training split, without weight decay."""
+        return f"train_{self.columns[0].name}"
+
+    @property
+    def judged(self) -> str:
+        """The metric of the verdict."""
+        return f"test_{self.verdict}"
+
+    @property
+    def main(self) -> tuple[str, str]:
+        """What is shown where there is room for two: the training loss, and the verdict's metric."""
+        return "train_loss", self.judged
+
+    def column(self, metric: str) -> Column:
+        """How a metric reads; a statistic of it (``test_error.max``) reads alike."""
+        name = metric.partition(".")[0]
+        by_name = {c.name: c for c in (*self.columns, *self.others)}
+        first = self.columns[0]
+        by_name.setdefault("loss", replace(first, name="loss", title="loss, with weight decay"))
+        of_split = name.partition("_")[2]
+        return by_name.get(name) or by_name.get(of_split) or Column(name, "")
+
+    def text(self, value: float, metric: str) -> str:
+        """A value as people read it."""
+        return self.column(metric).text(value)
+
+    def heading(self, metric: str) -> str:
+        """As "Test error (%)"."""
+        split = metric.partition("_")[0]
+        return f"{split.capitalize()} {self.column(metric).heading}"
+
+    def sentence(self, metric: str, value: float) -> str:
+        """As "test error 3.33%"."""
+        unit = self.column(metric).unit
+        text = f"{metric.replace('_', ' ')} {self.text(value, metric)}"
+        return f"{text}{unit}" if unit == "%" else f"{text} {unit}".rstrip()
+
+    def label(self, metric: str) -> str:
+        """As "test error (%)"."""
+        unit = self.column(metric).unit
+        return metric.replace("_", " ") + (f" ({unit})" if unit else "")
+
+
+def task_note(task: Task) -> dict[str, Any]:
+    """What a summary says of its task for :meth:`Metrics.of`."""
+    verdict = {"column": task.verdict.column, "convention": task.verdict.convention}
+    return {"columns": [vars(c) for c in task.columns], "verdict": verdict}
+
+
+def _column(content: Mapping[str, Any]) -> Column:
+    """From JSON, which may hold more."""
+    known = {f.name for f in fields(Column)}
+    return Column(**{k: v for k, v in content.items() if k in known})
+
+
 def _read_table(folder: Path, content: Mapping[str, Any]) -> Table:
     with open(folder / content["file"], newline="", encoding="utf-8") as f:
         rows = [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(f)]
-    return Table(content["file"], content["title"], [Column.read(c) for c in content["columns"]], rows)
+    return Table(content["file"], content["title"], [_column(c) for c in content["columns"]], rows)
 
 
 def _value(text: str) -> float | str:
@@ -138,8 +216,6 @@ def read_summary(folder: Path, question: Question | None = None) -> dict[str, An
     summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
     if question is None or "barriers" not in summary:
         return summary
-    from modeconn_cli.evaluation.measured import judged
-
     if not question.same_intervals(summary["intervals"]) and (folder / SCORES).exists():
         summary["barriers"] = _barriers(folder, summary, question)
         summary["intervals"] |= {"resamples": question.resamples, "confidence": question.confidence}
@@ -148,15 +224,9 @@ def read_summary(folder: Path, question: Question | None = None) -> dict[str, An
 
 
 def _barriers(folder: Path, summary: dict[str, Any], question: Question) -> dict[str, Any]:
-    import numpy as np
-
-    from modeconn_cli.evaluation import measured as m
-    from modeconn_cli.networks import read_state
-    from modeconn_cli.tasks import base
-
     kept = read_state(folder / SCORES)
-    columns = [base.Column(**c) for c in summary["task"]["columns"]]
+    columns = [_column(c) for c in summary["task"]["columns"]]
     with open(folder / "path.csv", newline="", encoding="utf-8") as f:
         l2 = np.array([float(row["l2"]) for row in csv.DictReader(f)])
-    measured = m.Measured(kept["t"].numpy(), l2, m.unpack(kept), columns, summary["weight_decay"])
+    measured = Measured(kept["t"].numpy(), l2, unpack(kept), columns, summary["weight_decay"])
     return measured.barriers(question)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cli_helpers import SPIRALS, Answer, folders, no_pictures, ok, statuses, tree
+from cli_helpers import SPIRALS, Answer, compose, folders, no_pictures, ok, statuses, tree
 from safetensors.torch import load_file
 
 from modeconn_cli.evaluation import measured as measured_room
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.evaluation.measured import SPLITS, Measured
+from modeconn_cli.results import Result, Table
+from modeconn_cli.runs.directory import Run
+from modeconn_cli.runs.find import Found
+from modeconn_cli.tasks.base import Column
 from modeconn_cli.tasks.classify import COLUMNS
+from modeconn_cli.work.plan import make_plan
+from modeconn_cli.work.reporting import Silent
+from modeconn_cli.work.stage import Stage, execute
 
 ASKED = ["interpolation.confidence=0.5", "interpolation.bootstrap=77", "interpolation.connected_below=40"]
 
@@ -111,3 +119,91 @@ def test_means_and_their_errors_by_hand() -> None:
         np.testing.assert_allclose(means[f"{split}_error"], [50.0, 100.0, 0.0])
         np.testing.assert_allclose(errors[f"{split}_loss"], [1.0, 0.0, 0.5])
         np.testing.assert_allclose(errors[f"{split}_error"], [50.0, 0.0, 0.0])
+
+
+class Distance(Stage):
+    """A stage that no room of the package knows: how far a path's points are from its nearer end."""
+
+    name = "distance"
+
+    def __init__(self, path: Stage) -> None:
+        super().__init__(path.context, [path])
+
+    @property
+    def label(self) -> str:
+        return self.upstream[0].label
+
+    def fields(self) -> dict[str, Any]:
+        return {}
+
+    def compute(self, run: Run) -> Result:
+        length = pd.read_csv(self.upstream[0].result.folder / "path.csv")["length"]
+        nearer = np.minimum(length, length.max() - length)
+        columns = [Column("point", "Point", digits=0), Column("distance", "Distance", unit="mm", digits=3)]
+        rows = [{"point": i, "distance": float(d)} for i, d in enumerate(nearer)]
+        picture = base64.b64decode("iVBORw0KGgo=")
+        with run.writing("distance.png") as file:
+            file.write_bytes(picture)
+        return Result(
+            "distance to the nearer end",
+            {"mean_distance": float(nearer.mean())},
+            [Column("mean_distance", "Mean distance", unit="mm", digits=3)],
+            [Table("distance.csv", "Along the path", columns, rows)],
+            pictures=["distance.png"],
+        )
+
+
+def run_distance(*overrides: str) -> tuple[Run, float]:
+    plan = make_plan("interpolate", compose(*SPIRALS, *overrides), Silent())
+    plan.execute([])
+    (path,) = (s for s in plan.stages if s.makes == "path")
+    run = execute(Distance(path), force=False)
+    return run, Result.read(run.folder).metrics["mean_distance"]
+
+
+def test_what_a_stage_from_outside_found_is_shown_in_every_room() -> None:
+    found = [run_distance(f"seed={seed}") for seed in (0, 1)]
+    (run, value), values = found[0], [v for _, v in found]
+    back = Result.read(run.folder)
+    assert back.title == "distance to the nearer end"
+    (table,) = back.tables
+    assert [r["distance"] for r in table.rows] == pytest.approx([0.0, table.rows[1]["distance"], 0.0])
+    assert (table.columns[1].unit, table.columns[1].heading) == ("mm", "Distance (mm)")
+    # gather: by name, and beside paths whose own metrics are others
+    (row,) = ok("gather", "--metric=mean_distance", "--json").json["rows"]
+    assert (row["path"], row["n"]) == ("distance to the nearer end", 2)
+    assert row["metrics"]["mean_distance"]["mean"] == pytest.approx(np.mean(values))
+    every = ok("gather", "--json").json["rows"]
+    assert {r["path"]: [*r["metrics"]] for r in every} == {
+        "segment": ["train_loss.above_mean", "test_error.above_mean"],
+        "distance to the nearer end": ["mean_distance"],
+    }
+    assert f"{np.mean(values):.3f}" in ok("gather", "--format=markdown").out
+    # runs list and show
+    assert f"mean distance {value:.3f} mm" in ok("runs", "list", "distance").out
+    shown = ok("runs", "show", str(run.folder)).out
+    assert f"Mean distance (mm) {value:.3f}" in shown
+    assert "Along the path" in shown
+    # report: a section with figures, table and picture
+    for words in ([], [str(run.folder)]):
+        ok("report", *words, "-o", "page.html")
+        html = Path("page.html").read_text(encoding="utf-8")
+        assert "<h2>mlp on two_spirals, distance to the nearer end</h2>" in html
+        assert f'<data value="{value!r}">{value:.3f}</data>' in html
+        assert 'src="data:image/png;base64,iVBORw0KGgo="' in html
+        assert "img-src data:" in html
+        assert ("Along the paths" in html) == (not words)
+
+
+def test_a_run_from_before_kinds_were_recorded_is_known_by_its_files() -> None:
+    ok("fit-curve", *SPIRALS)
+    kinds = {}
+    for folder in sorted(p.parent for p in Path("outputs").rglob("DONE")):
+        file = folder / "provenance.json"
+        content = json.loads(file.read_text())
+        kinds[folder] = content.pop("kind"), {*content.pop("groups")}
+        file.write_text(json.dumps(content))
+    assert {k for k, _ in kinds.values()} == {"endpoint", "curve", "path", "picture"}
+    for folder, (kind, groups) in kinds.items():
+        assert Found(folder).kind == kind
+        assert {*Found(folder).groups} == groups

@@ -10,8 +10,10 @@ from typing import Any
 from rich.table import Table
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.front.terminal import STATUS_STYLE, alignment_line, barrier_table, out, show_merged
+from modeconn_cli.front.console import STATUS_STYLE, out
+from modeconn_cli.front.terminal import alignment_line, barrier_table, show_found, show_merged
 from modeconn_cli.report.gather import REPLICATION, as_override, run_settings, varied
+from modeconn_cli.results import Metrics, Result
 from modeconn_cli.runs.find import Found, Removal, find, find_all
 
 CONNECTED = {"yes": "joined", "no": "not joined", "undecided": "undecided"}
@@ -85,17 +87,20 @@ def show_run(root: Path, wanted: str, as_json: bool) -> None:
             }
             for m, b in summary["barriers"].items()
         ]
-        out.print(barrier_table(rows))
+        out.print(barrier_table(rows, Metrics.of(summary)))
+    elif summary and not run.kind:
+        show_found(Result.read(run.folder).plain(run.name))
     elif "metrics" in summary:
-        if run.stage == "rebasin":
-            out.print("the mean of the networks:" if "merged" in summary else "the second endpoint, permuted:")
+        whose = {"merged": "the mean of the networks:", "aligned": "the second endpoint, permuted:"}
+        if run.kind in whose:
+            out.print(whose[run.kind])
         for key, value in summary["metrics"].items():
             out.print(f"  {key} {value:.4f}")
         if "merged" in summary:
-            show_merged(summary)
+            show_merged(summary, Metrics.of(summary))
         elif "objective_before" in summary:
             out.print(alignment_line({"name": "the second endpoint", **summary}))
-    elif run.stage == "fit-curve":
+    elif run.kind == "curve":
         for measured in find_all(root):
             if str(run.folder) in measured.read("provenance.json").get("upstream", []):
                 out.print(f"  measured by {measured.stage}/{measured.name}/{measured.version}: {gist(measured)}")
@@ -177,10 +182,15 @@ def _results(run: Found) -> dict[str, float]:
 def gist(run: Found) -> str:
     """A run's result in a few words."""
     summary = run.read("summary.json")
+    metrics = Metrics.of(summary)
     if "verdict" in summary:
-        return f"error barrier {summary['verdict']['value']:.2f}, {CONNECTED[summary['verdict']['connected']]}"
+        verdict = summary["verdict"]
+        barrier = metrics.text(verdict["value"], verdict["metric"])
+        return f"{metrics.verdict} barrier {barrier}, {CONNECTED[verdict['connected']]}"
+    if summary and not run.kind:
+        return ", ".join(metrics.sentence(m, v) for m, v in [*summary.get("metrics", {}).items()][:3])
     if "metrics" in summary:
-        found = f"test error {summary['metrics']['test_error']:.2f}%"
+        found = metrics.sentence(metrics.judged, summary["metrics"][metrics.judged])
         if "merged" in summary:
             return f"mean of {len(summary['networks'])}, {found}"
         if "objective_after" in summary:

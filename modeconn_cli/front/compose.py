@@ -231,7 +231,7 @@ def work(command: str, cfg: DictConfig, directory: str) -> None:
 
     from hydra.core.hydra_config import HydraConfig
 
-    from modeconn_cli.front.terminal import TerminalReporter
+    from modeconn_cli.front.console import TerminalReporter
     from modeconn_cli.work.plan import make_plan
 
     os.chdir(directory)

@@ -70,7 +70,7 @@ def show(found: dict[str, Any]) -> None:
     """Print what :func:`examine` found."""
     from rich.table import Table
 
-    from modeconn_cli.front.terminal import out
+    from modeconn_cli.front.console import out
 
     out.print("  ".join(f"[bold]{k}[/] {v}" for k, v in found["versions"].items()))
     out.print(f"torchvision {found['torchvision']}")

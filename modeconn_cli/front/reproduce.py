@@ -20,7 +20,8 @@ import yaml
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.front.compose import Job, compose, conf_dir
-from modeconn_cli.report.gather import NOT_SETTINGS, flatten, varied
+from modeconn_cli.report.gather import flatten, not_settings, varied
+from modeconn_cli.runs.find import Found, stands_on_curve
 from modeconn_cli.settings import PathOf, plain
 
 SCALES = ("full", "small", "smoke")
@@ -135,7 +136,7 @@ def differences(table: Table, scale: str, more: Sequence[str]) -> dict[str, list
             "dataset.source",
             "architecture.family",
             "pipeline.replicates",
-            *NOT_SETTINGS,
+            *not_settings(),
         )
         keys = [k for k in varied(pair) if k not in skipped and all(k in p for p in pair)]
         keys = [k for k in keys if not (k.startswith("architecture.") and k != "architecture.name")] + [
@@ -221,9 +222,10 @@ def _ours(table: Table, cell: dict[str, str], done: Sequence[Part]) -> list[floa
 
 def note_directories(part: Part, stages: Sequence[dict[str, Any]]) -> None:
     """Keep where a part's finished paths are, from the rows of its plan."""
-    for kind, stage in ((PathOf.segment, "interpolate"), (PathOf.curve, "evaluate")):
-        rows = [r for r in stages if r["stage"] == stage and r["status"] not in ("failed", "skipped")]
-        part.directories[str(kind)] = [r["directory"] for r in rows]
+    finished = [Found(Path(r["directory"])) for r in stages if r["status"] not in ("failed", "skipped")]
+    paths = [run for run in finished if run.kind == "path"]
+    part.directories[str(PathOf.segment)] = [str(run.folder) for run in paths if not stands_on_curve(run)]
+    part.directories[str(PathOf.curve)] = [str(run.folder) for run in paths if stands_on_curve(run)]
 
 
 def _row_name(row: dict[str, Any]) -> str:

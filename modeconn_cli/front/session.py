@@ -58,7 +58,7 @@ class Session:
     def _scatter(self, jobs: Sequence[Job], scatter: Callable[[Path], str | None]) -> None:
         """Have the jobs run elsewhere, then read what they found from their directories."""
         from modeconn_cli.front.compose import JOB_FILE
-        from modeconn_cli.front.terminal import watching
+        from modeconn_cli.front.console import watching
 
         place = Path(jobs[0].config.runtime.output_dir) / "sweeps"
         with writable(place):
@@ -89,11 +89,10 @@ class Session:
         from modeconn_cli.report.gather import gather
         from modeconn_cli.runs.find import Found
 
-        rows = [
-            row for job in self.jobs for row in job.get("stages", []) if row["stage"] in ("interpolate", "evaluate")
-        ]
+        rows = [row for job in self.jobs for row in job.get("stages", [])]
         finished = {row["directory"] for row in rows if row["status"] not in ("failed", "skipped")}
-        return gather([Found(Path(d)) for d in sorted(finished)], [], [], []) if finished else []
+        paths = [run for run in map(Found, map(Path, sorted(finished))) if run.kind == "path"]
+        return gather(paths, [], [], []) if paths else []
 
     def _read(self, entry: dict[str, Any], plan: Plan) -> None:
         """What a plan's finished stages found."""
@@ -110,7 +109,8 @@ class Session:
                 show_plan(entry["stages"], entry["parameters"])
 
     def _carry_out(self, entry: dict[str, Any], plan: Plan) -> None:
-        from modeconn_cli.front.terminal import err, show_result, show_run
+        from modeconn_cli.front.console import err
+        from modeconn_cli.front.terminal import show_result, show_run
 
         if self.sweep and not (self.quiet or self.as_json):
             err.print(f"[bold]job {self.jobs.index(entry) + 1}[/] {' '.join(entry['overrides'])}")
@@ -122,7 +122,7 @@ class Session:
 
     def _attempt(self, entry: dict[str, Any], job: Job, act: Callable[[dict[str, Any], Plan], None]) -> None:
         """Make a job's plan and act on it; what goes wrong is said in one line and kept in its entry."""
-        from modeconn_cli.front.terminal import TerminalReporter
+        from modeconn_cli.front.console import TerminalReporter
         from modeconn_cli.work.plan import make_plan
 
         reporter = TerminalReporter(self.quiet or self.as_json)

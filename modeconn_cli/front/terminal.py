@@ -1,116 +1,19 @@
-"""What a person sees: progress and stage lines on stderr, result tables on stdout."""
+"""What a person reads when work is done: result tables on stdout."""
 
 from __future__ import annotations
 
-import json
-import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
+from modeconn_cli.front.console import STATUS_STYLE, out
 from modeconn_cli.report.gather import as_table, count
-from modeconn_cli.runs.directory import Run
-
-# A pipe or a file has no width to fold names for.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
-err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 1000)
-STATUS_STYLE = {"run": "yellow", "resume": "cyan", "cached": "green", "done": "green", "unfinished": "cyan"}
-
-
-class TerminalReporter:
-    """A line for each stage as it ends, and a bar with the live loss while it works; silent when quiet."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self._stage = ""
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._told = 0.0
-
-    def begin(self, stage: str, run: Run) -> None:
-        self._stage = stage
-        self._told = time.monotonic()
-        if self.quiet or run.status == "cached":
-            return
-        err.print(f"[{STATUS_STYLE[run.status]}]{run.status:>7}[/] {stage} [dim]({run.why})[/]")
-        if err.is_terminal:
-            self._bar = Progress(
-                TextColumn("        "),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=err,
-                transient=True,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("", total=None)
-
-    def progress(self, done: int, total: int, note: str) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, description=note)
-        elif not self.quiet and time.monotonic() - self._told > 30:  # a log file wants a line now and then, not a bar
-            self._told = time.monotonic()
-            err.print(f"        {self._stage}: {done}/{total} {note}")
-
-    def end(self, stage: str, run: Run, seconds: float) -> None:
-        self.close()
-        if self.quiet:
-            return
-        if run.status == "cached":
-            err.print(f"[green] cached[/] {stage} [dim]({run.why})[/]")
-        else:
-            err.print(f"[green]   done[/] {stage} [dim]in {seconds:.1f} s[/]")
-
-    def say(self, line: str) -> None:
-        if not self.quiet:
-            err.print(f"        {line}", markup=False)
-
-    def close(self) -> None:
-        """Take the bar down, whatever happened."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = self._task = None
-
-
-@contextmanager
-def watching(folder: Path, name: str, overrides: Sequence[Sequence[str]], quiet: bool) -> Iterator[None]:
-    """Say which jobs of a parallel sweep have ended, as each leaves a file of this name under the folder."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        seen: set[Path] = set()
-        last = False
-        while not last:
-            last = ended.wait(0.5)  # and look once more after the end
-            for file in set(folder.rglob(name)) - seen:
-                seen.add(file)
-                job = json.loads(file.read_text())
-                style, word = ("red", "failed") if job["error"] else ("green", "done")
-                what = " ".join(overrides[job["job"]])
-                err.print(
-                    f"[{style}]{word:>7}[/] job {job['job'] + 1} {what} [dim]({len(seen)} of {len(overrides)})[/]"
-                )
-
-    if quiet:
-        yield
-        return
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+from modeconn_cli.results import Metrics
+from modeconn_cli.runs.find import Found
 
 
 def show_plan(rows: Sequence[dict[str, Any]], parameters: int) -> None:
@@ -135,46 +38,80 @@ def show_plan(rows: Sequence[dict[str, Any]], parameters: int) -> None:
 
 def show_result(result: dict[str, Any]) -> None:
     """Endpoints, barriers with their intervals, verdicts, and where everything is."""
+    metrics = Metrics.of(result)
     if result["endpoints"]:
-        table = Table(title="Endpoints", title_justify="left", box=None, header_style="bold", pad_edge=False)
-        for name in ("endpoint", "train nll", "train error %", "test nll", "test error %"):
-            table.add_column(name, justify="left" if name == "endpoint" else "right")
-        for e in result["endpoints"]:
-            table.add_row(
-                e["name"] if e["from"].startswith("seed ") else f"{e['name']} {e['from']}",
-                f"{e['train_nll']:.4f}",
-                f"{e['train_error']:.2f}",
-                f"{e['test_nll']:.4f}",
-                f"{e['test_error']:.2f}",
-            )
-        out.print(table)
+        out.print(endpoint_table(result["endpoints"], metrics))
     for merged in result.get("merged", []):
-        show_merged(merged)
+        show_merged(merged, metrics)
     for aligned in result.get("aligned", []):
         out.print(f"\n{alignment_line(aligned)}")
     if result["barriers"]:
         out.print()
-        out.print(barrier_table(result["barriers"]))
+        out.print(barrier_table(result["barriers"], metrics))
         out.print()
         for v in result["verdicts"]:
             colour = {"yes": "green", "no": "red", "undecided": "yellow"}[v["connected"]]
             out.print(f"[{colour}]{v['sentence']}[/]")
+    for found in result.get("results", []):
+        show_found(found)
     out.print()
+    alone = not (result["barriers"] or result.get("merged") or result.get("results"))
     for row in result["stages"]:
-        if row["stage"] in ("interpolate", "evaluate"):
+        kind = Found(Path(row["directory"])).kind
+        if kind == "path":
             out.print(f"{row['directory']}/path.csv", soft_wrap=True)
-        elif row["stage"] == "rebasin":
+        elif kind in ("aligned", "merged", ""):
             out.print(f"{row['directory']}/", soft_wrap=True)
-        elif row["stage"] == "train-endpoints" and not result["barriers"] and not result.get("merged"):
+        elif kind == "endpoint" and alone:
             out.print(f"{row['directory']}/checkpoint.safetensors", soft_wrap=True)
     if result["plot"]:
         out.print(f"picture: {result['plot']}", soft_wrap=True)
 
 
-def show_merged(merged: dict[str, Any]) -> None:
+def endpoint_table(endpoints: Sequence[Mapping[str, Any]], metrics: Metrics) -> Table:
+    """A row an endpoint: every column of the task on both splits, as it was measured when the endpoint was made."""
+    table = Table(title="Endpoints", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    names = [m for m in metrics.names if m in endpoints[0]]
+    table.add_column("endpoint")
+    for name in names:
+        table.add_column(_headed(name, metrics), justify="right")
+    for e in endpoints:
+        name = e["name"] if e["from"].startswith("seed ") else f"{e['name']} {e['from']}"
+        table.add_row(name, *(metrics.text(e[m], m) for m in names))
+    return table
+
+
+def _headed(metric: str, metrics: Metrics) -> str:
+    """As "test error %"."""
+    return f"{metric.replace('_', ' ')} {metrics.column(metric).unit}".rstrip()
+
+
+def show_found(found: Mapping[str, Any]) -> None:
+    """What a stage found that has no table of its own here: its figures and its tables, as they say they read."""
+    metrics = Metrics.of({"metric_columns": found["columns"]})
+    out.print(f"\n[bold]{found['title'] or found['name']}[/]")
+    for name, value in found["metrics"].items():
+        out.print(f"  {metrics.column(name).heading} {metrics.text(value, name)}")
+    for content in found["tables"]:
+        columns = Metrics.of({"metric_columns": content["columns"]})
+        table = Table(title=content["title"], title_justify="left", box=None, header_style="bold", pad_edge=False)
+        names = [c["name"] for c in content["columns"]]
+        for name in names:
+            table.add_column(columns.column(name).heading, justify="right")
+        for line in content["rows"][:MOST_ROWS]:
+            table.add_row(*(columns.text(line[n], n) for n in names))
+        out.print(table)
+        if len(content["rows"]) > MOST_ROWS:
+            out.print(f"[dim]the first {MOST_ROWS} of {len(content['rows'])} rows[/]")
+
+
+MOST_ROWS = 20
+
+
+def show_merged(merged: Mapping[str, Any], metrics: Metrics) -> None:
     """The mean of several networks in every way, the certificate, and what goes wrong round three of them."""
     out.print()
-    out.print(merge_table(merged))
+    out.print(merge_table(merged, metrics))
     out.print(f"\n{certificate_line(merged)}")
     cycles = merged["cycle_error"]
     if len(merged["networks"]) > 2:
@@ -193,7 +130,7 @@ def alignment_line(aligned: dict[str, Any]) -> str:
     )
 
 
-def certificate_line(found: dict[str, Any]) -> str:
+def certificate_line(found: Mapping[str, Any]) -> str:
     """That permuted networks are the same functions."""
     proof = found["certificate"]
     return (
@@ -202,8 +139,8 @@ def certificate_line(found: dict[str, Any]) -> str:
     )
 
 
-def merge_table(merged: dict[str, Any]) -> Table:
-    """Loss and error of the mean of several networks, and how far they are above the mean of the networks' own."""
+def merge_table(merged: Mapping[str, Any], metrics: Metrics) -> Table:
+    """The objective and the verdict's metric of a mean of networks, and how far they are above the networks' own."""
     table = Table(
         title=f"The mean of {len(merged['networks'])} networks ({merged['method']}), with bootstrap intervals",
         title_justify="left",
@@ -211,26 +148,25 @@ def merge_table(merged: dict[str, Any]) -> Table:
         header_style="bold",
         pad_edge=False,
     )
-    columns = ("train_nll", "test_error")  # the others are in merge.csv
+    columns = (metrics.objective, metrics.judged)  # the others are in merge.csv
     table.add_column("network")
     for name in columns:
-        table.add_column(name.replace("_", " ") + (" %" if name.endswith("error") else ""), justify="right")
+        table.add_column(_headed(name, metrics), justify="right")
         table.add_column("above_mean", justify="right")
     for row in merged["merged"]:
         cells = []
         for name in columns:
-            digits = 2 if name.endswith("error") else 4
-            cells += [f"{row[name]:.{digits}f}", _interval(row[f"{name}_above_mean"], digits)]
+            cells += [metrics.text(row[name], name), _interval(row[f"{name}_above_mean"], name, metrics)]
         table.add_row(row["network"], *cells)
     return table
 
 
-def barrier_table(rows: Sequence[dict[str, Any]]) -> Table:
+def barrier_table(rows: Sequence[dict[str, Any]], metrics: Metrics) -> Table:
     """A column a path; for each metric its ends, its highest value, and the barrier by every convention."""
     titles = list(dict.fromkeys(r["path"] for r in rows))
     by_place = {(r["metric"], r["path"]): r for r in rows}
     table = Table(
-        title="Barriers, with bootstrap intervals (loss is nll plus the weight-decay term)",
+        title=f"Barriers, with bootstrap intervals (loss is {metrics.columns[0].name} plus the weight-decay term)",
         title_justify="left",
         box=None,
         header_style="bold",
@@ -242,14 +178,13 @@ def barrier_table(rows: Sequence[dict[str, Any]]) -> Table:
     for title in titles:
         table.add_column(title, justify="right")
     for metric in dict.fromkeys(r["metric"] for r in rows):
-        digits = 2 if metric.endswith("error") else 4
         here = [by_place[metric, title] for title in titles]
-        unit = " (%)" if metric.endswith("error") else ""
-        table.add_row(f"[bold]{metric.replace('_', ' ')}{unit}[/]")
-        table.add_row("  ends", *(f"{r['start']:.{digits}f}, {r['end']:.{digits}f}" for r in here))
-        table.add_row("  maximum", *(f"{r['max']:.{digits}f}" for r in here))
+        read = metrics.column(metric).text
+        table.add_row(f"[bold]{metrics.label(metric)}[/]")
+        table.add_row("  ends", *(f"{read(r['start'])}, {read(r['end'])}" for r in here))
+        table.add_row("  maximum", *(read(r["max"]) for r in here))
         for name in CONVENTIONS:
-            table.add_row(f"  {name}", *(_interval(r[name], digits) for r in here))
+            table.add_row(f"  {name}", *(_interval(r[name], metric, metrics) for r in here))
     return table
 
 
@@ -257,7 +192,7 @@ def show_sweep(jobs: Sequence[dict[str, Any]], gathered: Sequence[dict[str, Any]
     """A few lines a job of a --multirun, and means over its seeds."""
     given = [job.get("overrides", []) for job in jobs]
     common = set.intersection(*map(set, given)) if len(given) > 1 else set()
-    table = _paths_table("Sweep", "overrides")
+    table = _paths_table("Sweep", "overrides", jobs)
     words = [" ".join(o for o in each if o not in common) for each in given]
     for job, what in zip(jobs, words, strict=True):
         if "error" in job:
@@ -267,15 +202,17 @@ def show_sweep(jobs: Sequence[dict[str, Any]], gathered: Sequence[dict[str, Any]
             what = ""
         if "barriers" in job and not job["barriers"] and not job["merged"]:
             for e in job["endpoints"]:
-                table.add_row(what, e["name"], "", "", f"test error {e['test_error']:.2f}%")
+                metrics = Metrics.of(job)
+                table.add_row(what, e["name"], "", "", metrics.sentence(metrics.judged, e[metrics.judged]))
                 what = ""
     if table.row_count:
         out.print(table)
     for job, what in zip(jobs, words, strict=True):
         for merged in job.get("merged", []):
             out.print(f"\n{what}", style="bold", markup=False)
-            show_merged(merged)
-            out.print(next(f"{s['directory']}/" for s in job["stages"] if s["stage"] == "rebasin"), soft_wrap=True)
+            show_merged(merged, Metrics.of(job))
+            runs = [s["directory"] for s in job["stages"]]
+            out.print(next(f"{d}/" for d in runs if Found(Path(d)).kind == "merged"), soft_wrap=True)
     _show_means(gathered)
     for picture in [picture for job in jobs for picture in job.get("plots", [])]:
         out.print(f"picture: {picture}", soft_wrap=True)
@@ -283,7 +220,7 @@ def show_sweep(jobs: Sequence[dict[str, Any]], gathered: Sequence[dict[str, Any]
 
 def show_run(result: dict[str, Any], gathered: Sequence[dict[str, Any]]) -> None:
     """What `modeconn run` did: every pair's barriers, means over pairs where there are several, and what was lost."""
-    table = _paths_table("Paths", "endpoints")
+    table = _paths_table("Paths", "endpoints", [result])
     shown = ""
     for pair, row in zip(result["verdicts"], _path_rows(result), strict=True):
         table.add_row("" if pair["endpoints"] == shown else pair["endpoints"], *row)
@@ -405,26 +342,28 @@ def show_reproduction(
     out.print(table)
 
 
-def _paths_table(title: str, first: str) -> Table:
+def _paths_table(title: str, first: str, jobs: Sequence[Mapping[str, Any]]) -> Table:
+    """An empty table of the barriers of jobs' paths, in their tasks' words."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for name in (first, "path", "train-loss barrier", "test-error barrier", "connected"):
-        table.add_column(name, justify="right" if "barrier" in name else "left", overflow="fold")
+    main = [Metrics.of(job).main for job in jobs if job.get("verdicts")] or [Metrics.of({}).main]
+    barriers = [" or ".join(dict.fromkeys(f"{m[k].replace('_', '-')} barrier" for m in main)) for k in (0, 1)]
+    for name in (first, "path", *barriers, "connected"):
+        table.add_column(name, justify="right" if name in barriers else "left", overflow="fold")
     return table
 
 
 def _path_rows(job: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Path, both barriers (above_mean) and verdict, in the order of the job's verdicts."""
-    by_place = {(r["endpoints"], r["path"], r["metric"]): r["above_mean"] for r in job.get("barriers", [])}
-    return [
-        (
-            v["path"],
-            _interval(by_place[v["endpoints"], v["path"], "train_loss"], 4),
-            _interval(by_place[v["endpoints"], v["path"], "test_error"], 2),
-            v["connected"],
-        )
-        for v in job.get("verdicts", [])
-    ]
+    """Path, both barriers by the verdict's convention, and verdict, in the order of the job's verdicts."""
+    by_place = {(r["endpoints"], r["path"], r["metric"]): r for r in job.get("barriers", [])}
+    metrics = Metrics.of(job)
+    rows = []
+    for v in job.get("verdicts", []):
+        found = (by_place[v["endpoints"], v["path"], m][v["convention"]] for m in metrics.main)
+        first, second = (_interval(f, m, metrics) for f, m in zip(found, metrics.main, strict=True))
+        rows.append((v["path"], first, second, v["connected"]))
+    return rows
 
 
-def _interval(value: dict[str, float], digits: int) -> str:
-    return f"{value['value']:.{digits}f} [dim]\\[{value['low']:.{digits}f}, {value['high']:.{digits}f}][/]"
+def _interval(value: dict[str, float], metric: str, metrics: Metrics) -> str:
+    middle, low, high = (metrics.text(value[k], metric) for k in ("value", "low", "high"))
+    return f"{middle} [dim]\\[{low}, {high}][/]"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,15 @@ from modeconn_cli.report.plots import STYLES
 WIDTH, HEIGHT = 400, 236
 LEFT, RIGHT, TOP, BOTTOM = 46, 388, 10, 198
 DASHES = {"-": None, "--": "7 4", "-.": "8 3 2 3", ":": "2 3"}
-QUANTITIES = {
-    **{
-        f"{split}_{metric}": f"{split.capitalize()} {name}"
-        for split in ("train", "test")
-        for metric, name in (("loss", "loss, with weight decay"), ("nll", "cross-entropy"), ("error", "error (%)"))
-    },
-    "loss": "Loss in training",
-    "error": "Error in training (%)",
-    "lr": "Learning rate",
-}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a chart may draw: its heading, how people read a value of it, and whether it may start on a log scale."""
+
+    title: str
+    text: Callable[[float], str]
+    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,15 @@ class Line:
 class Chart:
     """Lines over one x.
 
-    x_name: "t" or "epoch"; choices: what a reader may choose, whose words joined by _ name a quantity;
+    x_name: "t" or "epoch"; read: every quantity that can be drawn;
+    choices: what a reader may choose, whose words joined by _ name a quantity;
     rest: which point of a line its row names until a reader points at another, "highest" or "last".
     """
 
     x_name: str
     x_label: str
     quantity: str
+    read: Mapping[str, Quantity]
     choices: Mapping[str, Sequence[str]]
     rest: str
     lines: Sequence[Line]
@@ -65,19 +66,10 @@ class Chart:
         return [f"{split}_{metric}" for split in self.choices["split"] for metric in self.choices["metric"]]
 
 
-def shown(value: float, quantity: str) -> str:
-    """A measured value as people read it: losses to four digits, errors in percent to two."""
-    if not math.isfinite(value):
-        return "–"
-    if quantity == "lr":
-        return f"{value:.4g}"
-    return f"{value:.2f}" if quantity.endswith("error") else f"{value:.4f}"
-
-
 def wants_log(chart: Chart, quantity: str) -> bool:
     """As the figure of `modeconn plot` decides it: a loss that spans more than a factor of 20."""
     values = [v for line in chart.lines for v in line.y[quantity] if math.isfinite(v)]
-    return quantity.endswith(("loss", "nll")) and bool(values) and min(values) > 0 and max(values) > 20 * min(values)
+    return chart.read[quantity].log and bool(values) and min(values) > 0 and max(values) > 20 * min(values)
 
 
 def chart_data(chart: Chart) -> dict[str, Any]:
@@ -110,13 +102,13 @@ def _quantity_data(chart: Chart, quantity: str) -> dict[str, Any]:
         top = max(range(len(y)), key=lambda i: y[i] if math.isfinite(y[i]) else -math.inf)
         lines.append(
             {
-                "value": [shown(v, quantity) for v in y],
+                "value": [*map(chart.read[quantity].text, y)],
                 "se": [f"{s:.2g}" if math.isfinite(s) else "–" for s in line.se.get(quantity, [])],
                 "rest": top if chart.rest == "highest" else len(y) - 1,
             }
         )
     return {
-        "title": QUANTITIES[quantity],
+        "title": chart.read[quantity].title,
         "start": "log" if wants_log(chart, quantity) else "linear",
         "lines": lines,
         "linear": _view(chart, quantity, log=False),

@@ -13,43 +13,51 @@ import numpy as np
 import yaml
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.runs.find import Found, endpoints_behind
+from modeconn_cli.results import SUMMARY, Metrics
+from modeconn_cli.runs.find import Found, endpoints_behind, endpoints_of
 from modeconn_cli.settings import USED_BY, Match, not_identifying
 
-SHAPED_BY = {  # the groups of a run's configuration that its stage depends on
-    "train-endpoints": ("dataset", "architecture", "endpoints"),
-    "rebasin": ("dataset", "architecture", "endpoints", "rebasin"),
-    "interpolate": ("dataset", "architecture", "endpoints", "rebasin", "interpolation"),
-    "fit-curve": ("seed", "dataset", "architecture", "endpoints", "rebasin", "curve"),
-    "evaluate": ("seed", "dataset", "architecture", "endpoints", "rebasin", "curve", "interpolation"),
-}
 REPLICATION = ("seed", "endpoints.seeds", "curve.seed")
-# Beside what no identity holds: where endpoints lie; what they are, :func:`_inputs` says.
-NOT_SETTINGS = {*(k for k in not_identifying() if not k.endswith(".name")), "endpoints.checkpoints"}
-MEASURED_METRICS = ("train_loss.above_mean", "test_error.above_mean")
-ENDPOINT_METRICS = ("train_nll", "test_error")
+NO_SETTING = ("n", "shared_endpoints", "metrics", "digits", "runs")  # of a row, beside its path
+# Alignments and curves are measured along paths, and a mean of networks has a table of its own.
+ASIDE = ("curve", "aligned", "merged", "picture")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A finished run: what it was asked for, flat (``curve.bends``), and what it found, flat (``test_error.max``)."""
+    """A finished run: what it was asked for, flat (``curve.bends``), and what it found, flat (``test_error.max``).
+
+    title: of the row it belongs to; usual: the results that are gathered where none is named; metrics: how they read.
+    """
 
     run: Found
+    title: str
     settings: dict[str, Any]
     results: dict[str, float]
+    usual: tuple[str, ...]
     endpoints: tuple[str, ...]
+    metrics: Metrics
 
 
 def record(run: Found) -> Record:
-    """Read a finished run of an endpoint or of a measured path."""
+    """Read a finished run."""
     settings = {**run_settings(run), **_inputs(run)}
-    summary = run.read("summary.json")
+    summary = run.read(SUMMARY)
+    metrics = Metrics.of(summary)
     if "barriers" not in summary:
-        return Record(run, settings, dict(summary.get("metrics", {})), (str(summary.get("seed", summary.get("file"))),))
+        found = dict(summary.get("metrics", {}))
+        if run.kind != "endpoint":
+            return Record(
+                run, str(summary.get("title", run.stage)), settings, found, (*found,), endpoints_of(run), metrics
+            )
+        name = str(summary.get("seed", summary.get("file")))
+        return Record(run, "endpoint", settings, found, (metrics.objective, metrics.judged), (name,), metrics)
     results = {f"{m}.{k}": v for m, column in summary["columns"].items() for k, v in column.items()}
     for metric, conventions in summary["barriers"].items():
         results |= {f"{metric}.{name}": interval["value"] for name, interval in conventions.items()}
-    return Record(run, settings, results, tuple(summary["task"]["endpoints"].split(" and ")))
+    usual = tuple(f"{m}.{metrics.convention}" for m in metrics.main)
+    ends = tuple(summary["task"]["endpoints"].split(" and "))
+    return Record(run, summary["path"], settings, results, usual, ends, metrics)
 
 
 def _inputs(run: Found) -> dict[str, Any]:
@@ -71,10 +79,15 @@ def run_settings(run: Found) -> dict[str, Any]:
     """The settings, flat, that a run's result depends on."""
     path = run.folder / "config.yaml"
     content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
-    groups = SHAPED_BY.get(run.stage, ())
-    flat = {k: v for k, v in flatten(content).items() if k.split(".")[0] in groups and k not in NOT_SETTINGS}
+    groups, aside = run.groups, not_settings()
+    flat = {k: v for k, v in flatten(content).items() if k.split(".")[0] in groups and k not in aside}
     used = USED_BY[Match(flat.get("rebasin.method", "none"))]
     return {k: v for k, v in flat.items() if not k.startswith("rebasin.") or k.partition(".")[2] in used}
+
+
+def not_settings() -> set[str]:
+    """What identifies no result but names, and where endpoints lie: what those are, :func:`_inputs` says."""
+    return {*(k for k in not_identifying() if not k.endswith(".name")), "endpoints.checkpoints"}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -140,7 +153,7 @@ def aggregate(values: Sequence[float], interval: str, confidence: float) -> Aggr
 
 
 def choose(root: Path, patterns: Sequence[str]) -> list[Found]:
-    """Finished runs of endpoints and measured paths under directories; of several versions of a result, the newest.
+    """Finished runs under directories, pictures aside; of several versions of a result, the newest.
 
     Raises:
         UserError: a pattern that nothing fits.
@@ -164,7 +177,7 @@ def choose(root: Path, patterns: Sequence[str]) -> list[Found]:
 def _inside(place: Path) -> list[Found]:
     """The finished runs at or below a directory."""
     folders = [p.parent for p in sorted(place.rglob("DONE"))]
-    return [f for f in map(Found, folders) if f.stage in SHAPED_BY and f.status == "done"]
+    return [f for f in map(Found, folders) if f.kind != "picture" and f.status == "done"]
 
 
 def gather(
@@ -185,16 +198,10 @@ def gather(
     Raises:
         UserError: runs of one group differ in a setting that is in neither list, or a name is unknown.
     """
-    records = [record(r) for r in runs if r.stage not in ("fit-curve", "rebasin")]
-    measured = [r for r in records if r.run.stage != "train-endpoints"]
-    records = measured or records  # paths where there are any: their endpoints are behind them
-    if not records:
-        raise UserError("nothing to gather: no measured path and no endpoint is finished there.")
-    metrics = list(metrics) or list(MEASURED_METRICS if measured else ENDPOINT_METRICS)
-    known = dict.fromkeys(k for r in records for k in r.results)
-    for metric in metrics:
-        if metric not in known:
-            raise UserError(f"no metric {metric!r} in these runs; there are {', '.join(known)}.")
+    records = [record(r) for r in runs if r.kind not in ASIDE]
+    # Where there is more than endpoints: they are behind it.
+    records = [r for r in records if r.run.kind != "endpoint"] or records
+    records = _having(records, metrics)
     keys = dict.fromkeys(k for r in records for k in r.settings)
     for name in (*by, *over):
         if not any(_covers(name, k) for k in keys) and name != "seed":
@@ -202,26 +209,16 @@ def gather(
                 f"no setting {name!r} in these runs; name a group as architecture, or a key as curve.bends."
             )
     averaged = (*REPLICATION, *over)
-    by_stage = [[r.settings for r in records if r.run.stage == stage] for stage in {r.run.stage for r in records}]
-    everywhere = {k for settings in by_stage for k in varied(settings)}
-    differing = [k for k in keys if k in everywhere and not any(_covers(o, k) for o in averaged)]
-    grouping = [k for k in differing if not by or any(_covers(b, k) for b in by)]
-    grouping = _told_by_name(grouping, records)
+    grouping = _grouping(records, [*keys], by, averaged)
     groups: dict[tuple[str, ...], list[Record]] = {}
     for r in records:
-        groups.setdefault((_path(r), *(str(r.settings.get(k, "")) for k in grouping)), []).append(r)
+        groups.setdefault((r.title, *(str(r.settings.get(k, "")) for k in grouping)), []).append(r)
     rows = []
     for key, members in groups.items():
-        mixed = [k for k in varied([m.settings for m in members]) if not any(_covers(o, k) for o in averaged)]
-        mixed = [k for k in mixed if not by or not any(_covers(b, k) for b in by)]
-        if mixed:
-            values = sorted({str(m.settings.get(mixed[0])) for m in members})
-            raise UserError(
-                f"these runs differ in {mixed[0]} ({', '.join(values)}), and a mean would mix them: add "
-                f"--by {mixed[0]}, or --over {mixed[0]} to average over it."
-            )
+        _refuse_mixed(members, by, averaged)
         names = [name for m in members for name in m.endpoints]
-        found = {m: aggregate([r.results[m] for r in members], interval, confidence) for m in metrics}
+        wanted = metrics or [m for m in members[0].usual if all(m in r.results for r in members)]
+        found = {m: aggregate([r.results[m] for r in members], interval, confidence) for m in wanted}
         rows.append(
             {
                 "path": key[0],
@@ -229,19 +226,54 @@ def gather(
                 "n": len(members),
                 "shared_endpoints": len(set(names)) < len(names),
                 "metrics": {m: a.__dict__ for m, a in found.items()},
+                "digits": {m: members[0].metrics.column(m).digits for m in found},
                 "runs": [str(m.run.folder) for m in members],
             }
         )
     return rows
 
 
+def _having(records: Sequence[Record], metrics: Sequence[str]) -> list[Record]:
+    """The records that have these metrics, or any at all where none is named.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not any(r.results for r in records):
+        raise UserError("nothing to gather: no measured path and no endpoint is finished there.")
+    known = dict.fromkeys(k for r in records for k in r.results)
+    for metric in metrics:
+        if metric not in known:
+            raise UserError(f"no metric {metric!r} in these runs; there are {', '.join(known)}.")
+    found = [r for r in records if r.results and r.results.keys() >= {*metrics}]
+    if not found:
+        raise UserError(f"no run has all of {', '.join(metrics)}: they are results of different kinds.")
+    return found
+
+
+def _grouping(records: Sequence[Record], keys: Sequence[str], by: Sequence[str], averaged: Sequence[str]) -> list[str]:
+    """The settings that make groups: those asked for, or else all that differ within a stage and are not averaged."""
+    by_stage = [[r.settings for r in records if r.run.stage == stage] for stage in {r.run.stage for r in records}]
+    everywhere = {k for settings in by_stage for k in varied(settings)}
+    differing = [k for k in keys if k in everywhere and not any(_covers(o, k) for o in averaged)]
+    grouping = [k for k in differing if not by or any(_covers(b, k) for b in by)]
+    return _told_by_name(grouping, records)
+
+
+def _refuse_mixed(members: Sequence[Record], by: Sequence[str], averaged: Sequence[str]) -> None:
+    """Raise UserError for a group whose runs differ in a setting that nobody said to average over."""
+    mixed = [k for k in varied([m.settings for m in members]) if not any(_covers(o, k) for o in averaged)]
+    mixed = [k for k in mixed if not by or not any(_covers(b, k) for b in by)]
+    if mixed:
+        values = sorted({str(m.settings.get(mixed[0])) for m in members})
+        raise UserError(
+            f"these runs differ in {mixed[0]} ({', '.join(values)}), and a mean would mix them: add "
+            f"--by {mixed[0]}, or --over {mixed[0]} to average over it."
+        )
+
+
 def _covers(name: str, key: str) -> bool:
     return key == name or key.startswith(f"{name}.") or (name == "seed" and key in REPLICATION)
-
-
-def _path(r: Record) -> str:
-    summary = r.run.read("summary.json")
-    return str(summary.get("path", "endpoint"))
 
 
 def _told_by_name(grouping: list[str], records: Sequence[Record]) -> list[str]:
@@ -263,8 +295,8 @@ def _told_by_name(grouping: list[str], records: Sequence[Record]) -> list[str]:
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells, for a terminal, Markdown or LaTeX."""
-    settings = [k for k in rows[0] if k not in ("n", "shared_endpoints", "metrics", "runs")]
-    metrics = list(rows[0]["metrics"])
+    settings = [k for k in rows[0] if k not in NO_SETTING]
+    metrics = list(dict.fromkeys(m for row in rows for m in row["metrics"]))
     heads = [*settings, "n"]
     for m in metrics:
         heads += [m, "std", "interval"]
@@ -272,8 +304,10 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[st
     for row in rows:
         line = [as_override(row[k]) for k in settings] + [str(row["n"])]
         for m in metrics:
-            a = Aggregate(**row["metrics"][m])
-            digits = 2 if "error" in m else 4
+            if m not in row["metrics"]:
+                line += ["", "", ""]
+                continue
+            a, digits = Aggregate(**row["metrics"][m]), row["digits"][m]
             spread = ["", ""] if a.n < 2 else [f"{a.std:.{digits}f}", f"[{a.low:.{digits}f}, {a.high:.{digits}f}]"]
             line += [f"{a.mean:.{digits}f}", *spread]
         cells.append(line)
@@ -315,12 +349,14 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     import csv
     import io
 
-    settings = [k for k in rows[0] if k not in ("shared_endpoints", "metrics", "runs")]
+    settings = [k for k in rows[0] if k not in NO_SETTING or k == "n"]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    metrics = list(rows[0]["metrics"])
+    metrics = list(dict.fromkeys(m for row in rows for m in row["metrics"]))
     parts = ("mean", "std", "low", "high")
     writer.writerow([*settings, *(f"{m}.{p}" for m in metrics for p in parts)])
     for row in rows:
-        writer.writerow([*(row[k] for k in settings), *(repr(row["metrics"][m][p]) for m in metrics for p in parts)])
+        found = row["metrics"]
+        figures = [repr(found[m][p]) if m in found else "" for m in metrics for p in parts]
+        writer.writerow([*(row[k] for k in settings), *figures])
     return buffer.getvalue()

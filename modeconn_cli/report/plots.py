@@ -1,14 +1,17 @@
-"""The picture of paths: train loss and test error against t, as a paper could print it."""
+"""The picture of paths: the training loss and the verdict's metric against t, as a paper could print it."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+
+from modeconn_cli.results import Metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +22,6 @@ STYLES = [("#D55E00", "-"), ("#0072B2", "-"), ("#009E73", "--"), ("#CC79A7", "-.
 STROKES = ["-", "--", "-.", ":"]
 ENDS = "endpoints"
 WIDTH = 7.2  # inches
-PANELS = [("train_loss", "Train loss, with weight decay"), ("test_error", "Test error (%)")]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class PathResult:
     title: str
     table: pd.DataFrame
     summary: dict[str, Any]
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        return Metrics.of(self.summary)
 
 
 def style(number: int) -> tuple[str, str]:
@@ -69,8 +75,9 @@ def _draw(paths: Sequence[PathResult], heading: str) -> Figure:
     height = 3.1 + 0.19 * rows + 0.17 * (len(title) - 1)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(1, 2)
-    for axes, (column, name) in zip(panels, PANELS, strict=True):
-        _panel(axes, paths, column, name)
+    metrics = paths[0].metrics
+    for axes, metric in zip(panels, metrics.main, strict=True):
+        _panel(axes, paths, metric, metrics.heading(metric))
     handles, labels = panels[0].get_legend_handles_labels()
     # The ends come last in the legend, and the band is said once for all.
     order = sorted(range(len(labels)), key=lambda i: labels[i] == ENDS)
@@ -111,7 +118,7 @@ def _panel(axes: Axes, paths: Sequence[PathResult], column: str, name: str) -> N
     axes.plot(ends["t"], ends[column], "s", color="black", markersize=4, clip_on=False, zorder=5, label=ENDS)
     lows = [float(p.table[column].min()) for p in paths]
     highs = [float(p.table[column].max()) for p in paths]
-    if column == "train_loss" and min(lows) > 0 and max(highs) > 20 * min(lows):
+    if column == paths[0].metrics.main[0] and min(lows) > 0 and max(highs) > 20 * min(lows):
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
         axes.set_yscale("log")

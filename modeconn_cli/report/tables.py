@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
+from modeconn_cli.evaluation.measured import Question
 from modeconn_cli.report.plots import PathResult
-from modeconn_cli.results import read_summary
-from modeconn_cli.runs.find import Found
+from modeconn_cli.results import Metrics, read_summary
+from modeconn_cli.runs.find import Found, stands_on_curve
 
-if TYPE_CHECKING:
-    from modeconn_cli.evaluation.measured import Question
-
-BARRIER_METRICS = ("train_loss", "test_error")
 ALIGNED_BY = {
     "weight": "weight matching",
     "activation": "activation matching",
@@ -50,7 +47,7 @@ def read_paths(folders: Sequence[Path]) -> list[PathResult]:
 
 def drawing_order(run: Found) -> tuple[bool, str, str]:
     """Sorts measured paths: segments before curves, as the endpoints are before as they are aligned."""
-    return run.stage != "interpolate", run.read("summary.json").get("aligned_by") or "", run.name
+    return stands_on_curve(run), run.read("summary.json").get("aligned_by") or "", run.name
 
 
 def endpoints_of(path: PathResult) -> str:
@@ -69,9 +66,9 @@ def methods_of(paths: Sequence[PathResult]) -> list[str]:
 
 
 def barrier_rows(paths: list[PathResult]) -> list[dict[str, Any]]:
-    """One row a path and metric: the ends, the highest value, and every convention with its interval."""
+    """One row a path and main metric: the ends, the highest value, and every convention with its interval."""
     rows = []
-    for metric in BARRIER_METRICS:
+    for metric in paths[0].metrics.main if paths else ():
         for path in paths:
             column = path.summary["columns"][metric]
             rows.append(
@@ -95,19 +92,30 @@ def kind_of(title: str) -> str:
 
 def verdict_sentence(path: PathResult) -> str:
     """The verdict on one path in a sentence, with its interval and its convention."""
-    v = path.summary["verdict"]
+    v, metrics = path.summary["verdict"], path.metrics
     how = {"yes": "joins", "no": "does not join", "undecided": "may or may not join"}[v["connected"]]
     sign = {"yes": "below", "no": "not below", "undecided": "against"}[v["connected"]]
     level = round(100 * path.summary["intervals"]["confidence"])
-    loss = path.summary["barriers"]["train_loss"]["above_mean"]
+    loss = metrics.main[0]
     return (
-        f"The {kind_of(path.title)} {how} {path.summary['task']['endpoints']}: test-error barrier "
-        f"{v['value']:.2f} points [{v['low']:.2f}, {v['high']:.2f}], {sign} {v['below']:g}; train-loss barrier "
-        f"{loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}] (above_mean, {level}% intervals)."
+        f"The {kind_of(path.title)} {how} {path.summary['task']['endpoints']}: {barrier_words(v, metrics)}, {sign} "
+        f"{v['below']:g}; {interval_words(loss, path.summary['barriers'][loss][v['convention']], metrics)} "
+        f"({v['convention']}, {level}% intervals)."
     )
 
 
-def connection(verdicts: list[dict[str, Any]], first: str, second: str) -> tuple[str, str]:
+def barrier_words(verdict: Mapping[str, Any], metrics: Metrics) -> str:
+    """As "test-error barrier 7.50 points [5.00, 10.83]"."""
+    unit = metrics.column(verdict["metric"]).difference
+    return interval_words(verdict["metric"], verdict, metrics, f" {unit}" if unit else "")
+
+
+def interval_words(metric: str, found: Mapping[str, float], metrics: Metrics, unit: str = "") -> str:
+    value, low, high = (metrics.text(found[k], metric) for k in ("value", "low", "high"))
+    return f"{metric.replace('_', '-')} barrier {value}{unit} [{low}, {high}]"
+
+
+def connection(verdicts: list[dict[str, Any]], first: str, second: str, metrics: Metrics) -> tuple[str, str]:
     """The answer to "are they connected?" in a word, and in a sentence with its figures and convention.
 
     Of the verdicts on the paths that were measured, the simplest path that joins decides.
@@ -117,7 +125,7 @@ def connection(verdicts: list[dict[str, Any]], first: str, second: str) -> tuple
     told = first_yes or (min(undecided, key=lambda v: v["value"]) if undecided else verdicts[-1])
     kind = kind_of(told["path"])
     figures = (
-        f"test-error barrier {told['value']:.2f} points [{told['low']:.2f}, {told['high']:.2f}] along the {kind}, "
+        f"{barrier_words(told, metrics)} along the {kind}, "
         f"{told['convention']}, {100 * told['confidence']:g}% interval, threshold {told['below']:g}"
     )
     both = f"{first} and {second}"

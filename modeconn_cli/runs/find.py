@@ -49,6 +49,30 @@ class Found:
         content: dict[str, Any] = json.loads(path.read_text())
         return content
 
+    @property
+    def kind(self) -> str:
+        """What kind of result it is: endpoint, aligned, merged, curve, path or picture; "" for any other."""
+        recorded = self.read("provenance.json")
+        if "kind" in recorded:
+            return str(recorded["kind"])
+        summary = self.read("summary.json")  # of a run from before kinds were recorded
+        marks = {"barriers": "path", "merged": "merged", "objective_after": "aligned", "metrics": "endpoint"}
+        by_summary = next((kind for key, kind in marks.items() if key in summary), "")
+        if by_summary:
+            return by_summary
+        files = {"checkpoint.safetensors": "curve", "plot.png": "picture"}
+        return next((kind for name, kind in files.items() if (self.folder / name).exists()), "")
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups of the configuration that the result depends on."""
+        recorded = self.read("provenance.json")
+        if "groups" in recorded:
+            return [*map(str, recorded["groups"])]
+        own = {"endpoint": ["dataset", "architecture", "endpoints"], "curve": ["seed", "rebasin", "curve"]}
+        own |= {"path": ["rebasin", "interpolation"], "aligned": ["rebasin"], "merged": ["rebasin"]}
+        return [*dict.fromkeys([g for u in upstream_of(self) for g in u.groups] + own.get(self.kind, []))]
+
     def size(self) -> int:
         """Bytes on disk."""
         return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
@@ -181,9 +205,14 @@ def endpoints_of(run: Found) -> tuple[str, ...]:
 
 def endpoints_behind(run: Found) -> list[Found]:
     """The endpoints that a run's results stand on, in order; itself, for an endpoint."""
-    if run.stage == "train-endpoints":
+    if run.kind == "endpoint":
         return [run]
     return [*dict.fromkeys(endpoint for u in upstream_of(run) for endpoint in endpoints_behind(u))]
+
+
+def stands_on_curve(run: Found) -> bool:
+    """Whether a measured path is that of a fitted curve, and not the straight line."""
+    return any(above.kind == "curve" for above in upstream_of(run))
 
 
 def require_done(run: Found) -> Found:

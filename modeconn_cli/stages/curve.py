@@ -27,6 +27,8 @@ class FitCurve(Stage):
     """A curve whose directory holds every control point in checkpoint.safetensors, as ``<k>.<parameter>``."""
 
     name = "fit-curve"
+    makes = "curve"
+    groups = ("seed", "rebasin", "curve")
 
     def __init__(self, context: Context, start: Endpoint, end: Endpoint) -> None:
         super().__init__(context, [start, end])

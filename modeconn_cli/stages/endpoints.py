@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from modeconn_cli.evaluation.evaluator import Evaluator, metrics
 from modeconn_cli.evaluation.measured import split_note
 from modeconn_cli.families.point import Point
 from modeconn_cli.networks import read_state, write_state
+from modeconn_cli.results import task_note
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import Interpolation, recipe
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
@@ -30,6 +31,8 @@ class Endpoint(Stage):
     """A network whose directory holds checkpoint.safetensors and, in summary.json, its own metrics."""
 
     name = "train-endpoints"
+    makes = "endpoint"
+    groups: ClassVar[tuple[str, ...]] = ("dataset", "architecture", "endpoints")
     short_name: str  # for headings
     suffix = ""  # of a pair's label that ends in this endpoint
     aligned_by: str | None = None  # the method that permuted it, if any
@@ -57,6 +60,7 @@ class Endpoint(Stage):
             "summary.json",
             {
                 "metrics": measured,
+                "task": task_note(self.context.task),
                 "splits": {k: split_note(evaluator, k) for k in scores},
                 "parameters": len(net.point),
                 **more,

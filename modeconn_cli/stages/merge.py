@@ -16,6 +16,7 @@ from modeconn_cli.evaluation.measured import SPLITS, split_note
 from modeconn_cli.matching.many import RESTARTS, cycle_consistent, cycle_error, merge_many, pairs_of
 from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.networks import write_state
+from modeconn_cli.results import task_note
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import BatchNorm, Interpolation, Match, Renormalise
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint
@@ -32,6 +33,8 @@ class Merged(Permuting):
     BatchNorm's statistics in checkpoint.safetensors are re-estimated. merge.csv and summary.json have the loss of the
     mean as the networks are, matched, and matched and renormalised.
     """
+
+    makes = "merged"
 
     def __init__(self, context: Context, networks: list[Endpoint]) -> None:
         super().__init__(context, [*networks])
@@ -136,6 +139,7 @@ class Merged(Permuting):
             "summary.json",
             {
                 "metrics": measured,
+                "task": task_note(self.context.task),
                 "ends": [metrics(e) for e in ends],
                 "splits": {k: split_note(own, k) for k in SPLITS},
                 "parameters": len(net.point),

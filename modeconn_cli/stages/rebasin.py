@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class Permuting(Stage):
     """What permutes networks: it traces them, matches them, and certifies that they compute the same."""
 
     name = "rebasin"
+    groups: ClassVar[tuple[str, ...]] = ("rebasin",)
     VERSION = 5
 
     def fields(self) -> dict[str, Any]:
@@ -120,6 +121,8 @@ class Aligned(Permuting, Endpoint):
     alone the flat position of every element's source. merged.safetensors is the midpoint of the first endpoint and the
     aligned one.
     """
+
+    makes = "aligned"
 
     def __init__(self, context: Context, start: Endpoint, end: Endpoint) -> None:
         super().__init__(context, [start, end])

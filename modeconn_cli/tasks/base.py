@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +26,22 @@ class Column:
     scale: float = 1.0
     better: str = "lower"
     counts: bool = False
+
+    @property
+    def heading(self) -> str:
+        """As "error (%)"."""
+        return (self.title or self.name.replace("_", " ")) + (f" ({self.unit})" if self.unit else "")
+
+    def text(self, value: float | str) -> str:
+        """A value as people read it; words stay."""
+        if isinstance(value, str):
+            return value
+        return f"{value:.{self.digits}f}" if math.isfinite(value) else "–"
+
+    @property
+    def difference(self) -> str:
+        """The unit of a difference: points, of percentages."""
+        return "points" if self.unit == "%" else self.unit
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from modeconn_cli.evaluation.measured import (
 from modeconn_cli.families.base import Array, Family
 from modeconn_cli.families.geometry import geometry
 from modeconn_cli.networks import write_state
-from modeconn_cli.results import SCORES
+from modeconn_cli.results import SCORES, Result, task_note
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import BatchNorm, Optimizer, Renormalise, fields_off_default
 from modeconn_cli.tasks.base import Column
@@ -52,6 +52,9 @@ class End(Protocol):
 
 class MeasuredPath(Stage):
     """A path evaluated on a grid of t and at a searched maximum."""
+
+    makes = "path"
+    groups = ("rebasin", "interpolation")
 
     def __init__(self, context: Context, start: End, end: End, pair: str, upstream: Sequence[Stage]) -> None:
         """``pair``: the two ends in a directory's name, as s0-1."""
@@ -96,7 +99,7 @@ class MeasuredPath(Stage):
             "weight_decay": self.weight_decay,
         }
 
-    def compute(self, run: Run) -> None:
+    def compute(self, run: Run) -> Result:
         net = self.context.net(0)
         evaluator = self.context.evaluator(net)
         W_kp = self.control_points(net)
@@ -109,10 +112,12 @@ class MeasuredPath(Stage):
         rows = _rows(measured, length, on_grid)
         run.write_rows("path.csv", rows)
         kept = self._keep(run, measured)
-        summary = self._summary(measured, length, on_grid, evaluator, kept)
-        run.write_json("summary.json", summary)
+        barriers = measured.barriers(self.question)
+        verdict = judged(barriers, self.question.criterion)
         self.context.trackers.rows(rows)
-        self.context.trackers.summary({"verdict": summary["verdict"]["connected"], **summary["barriers"]})
+        self.context.trackers.summary({"verdict": verdict["connected"], **barriers})
+        more = self._more(measured, length, on_grid, evaluator)
+        return Result(self.title, barriers=barriers, verdict=verdict, more={**more, "scores": kept})
 
     def _measure(
         self, run: Run, net: FlatModule, evaluator: Evaluator, W_kp: Tensor
@@ -173,12 +178,10 @@ class MeasuredPath(Stage):
         write_state(run, SCORES, packed)
         return {"kept": True, "bytes": size, "most": KEPT_BYTES}
 
-    def _summary(
-        self, measured: Measured, length: Array, on_grid: np.ndarray, evaluator: Evaluator, kept: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _more(self, measured: Measured, length: Array, on_grid: np.ndarray, evaluator: Evaluator) -> dict[str, Any]:
+        """What the summary says besides barriers and verdict."""
         options, asked = self.context.config.interpolation, self.question
         means = measured.means()
-        barriers = measured.barriers(asked)
         columns = {k: statistics(v, on_grid, length) for k, v in {"l2": measured.l2, **means}.items()}
         return {
             "path": self.title,
@@ -186,11 +189,10 @@ class MeasuredPath(Stage):
                 "dataset": self.context.config.dataset.name,
                 "architecture": self.context.config.architecture.name,
                 "endpoints": " and ".join(e.short_name for e in (self.start, self.end)),
-                "columns": [vars(c) for c in self.columns],
+                **task_note(self.context.task),
             },
             "aligned_by": self.end.aligned_by,
             "columns": columns,
-            "barriers": barriers,
             "intervals": {
                 "method": "percentile bootstrap over examples",
                 "resamples": asked.resamples,
@@ -202,8 +204,6 @@ class MeasuredPath(Stage):
                 "searched_between_grid_points": options.search_max > 0,
             },
             "grid_points": options.points,
-            "verdict": judged(barriers, asked.criterion),
-            "scores": kept,
             "splits": {k: split_note(evaluator, k) for k in SPLITS},
             "weight_decay": self.weight_decay,
             "batch_norm": f"{options.batch_norm} at inner points, the endpoints' own at the ends"

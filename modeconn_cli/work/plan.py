@@ -14,6 +14,7 @@ from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation.buffers import norm_layers
 from modeconn_cli.report.plots import PathResult
 from modeconn_cli.report.tables import barrier_rows, read_path, verdict_sentence
+from modeconn_cli.results import SUMMARY, Result, read_summary
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import BatchNorm, Config, Match, Pairing, PathOf, Rebasin, Renormalise, check
 from modeconn_cli.stages.curve import FitCurve
@@ -104,8 +105,10 @@ class Plan:
         """What finished stages found, read from their directories: endpoints, barriers, verdicts, pictures."""
         finished = {s: run for s in self.stages if (run := s.locate(False)).status == "cached"}
         measured = self.measured()
-        pictures = [str(run.folder / "plot.png") for s, run in finished.items() if isinstance(s, Plot)]
+        pictures = [str(run.folder / "plot.png") for s, run in finished.items() if s.makes == "picture"]
+        summaries = (read_summary(run.folder) for run in finished.values() if (run.folder / SUMMARY).exists())
         return {
+            "task": next((s["task"] for s in summaries if "columns" in s.get("task", {})), {}),
             "endpoints": [
                 {"name": s.label, "from": s.short_name, **recorded_metrics(run.folder)}
                 for s, run in finished.items()
@@ -124,12 +127,18 @@ class Plan:
                 }
                 for p in measured
             ],
+            "results": [_shown(s, run) for s, run in finished.items() if not s.makes],
             "plot": pictures[0] if pictures else None,
             "plots": pictures,
         }
 
     def _forced(self, stage: Stage) -> bool:
         return self.context.config.runtime.force and stage in self.own
+
+
+def _shown(stage: Stage, run: Run) -> dict[str, Any]:
+    """What a stage found that is no endpoint, path or picture: its figures, and its tables' columns and rows."""
+    return {"stage": stage.name, "directory": str(run.folder), **Result.read(run.folder).plain(stage.label)}
 
 
 def _row(stage: Stage, run: Run) -> dict[str, Any]:

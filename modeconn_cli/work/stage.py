@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import yaml
 
 from modeconn_cli.errors import Interrupted, RunFailed
+from modeconn_cli.results import Result
 from modeconn_cli.runs.directory import Identity, Run, claim, locate, writable
 from modeconn_cli.runs.provenance import provenance
 from modeconn_cli.settings import plain
@@ -20,10 +21,13 @@ from modeconn_cli.work.context import Context
 class Stage(ABC):
     """One result that can be computed, resumed, or found.
 
+    What it found it returns as a Result, which is written as summary.json.
     VERSION is raised when a change of the code changes results, so that old ones are not taken for new.
     """
 
     name: ClassVar[str]
+    makes: ClassVar[str] = ""  # the kind of result, as provenance.json records it: "endpoint" is where paths end
+    groups: ClassVar[tuple[str, ...]] = ()  # of the configuration, that it reads itself; its upstream's come on top
     VERSION: ClassVar[int] = 1
     gradient_steps: int = 0
 
@@ -41,8 +45,13 @@ class Stage(ABC):
         """What, besides upstream results, determines the result."""
 
     @abstractmethod
-    def compute(self, run: Run) -> None:
-        """Write the result's files; begun work is found in the directory."""
+    def compute(self, run: Run) -> Result | None:
+        """Write the result's files, and return what was found; begun work is found in the directory."""
+
+    @property
+    def shaped_by(self) -> list[str]:
+        """Every group of the configuration that the result depends on."""
+        return [*dict.fromkeys([g for u in self.upstream for g in u.shaped_by] + [*self.groups])]
 
     @cached_property
     def identity(self) -> Identity:
@@ -88,14 +97,18 @@ def _compute(stage: Stage, run: Run, started: float) -> None:
     run.write_text("config.yaml", yaml.safe_dump(plain(context.config), sort_keys=False))
     run.log(f"{run.status}: {run.why}")
     try:
-        stage.compute(run)
+        result = stage.compute(run)
     except Interrupted as stop:
         run.log(str(stop))
         raise
     except Exception as error:
         run.log(f"failed: {error}")
         raise
+    if result is not None:
+        result.write(run)
     more = {
+        "kind": stage.makes,
+        "groups": stage.shaped_by,
         "identity": {
             "stage": stage.name,
             "version": stage.VERSION,

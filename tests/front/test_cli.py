@@ -36,7 +36,7 @@ from cli_helpers import (
 from safetensors.torch import load_file
 
 from modeconn_cli import __version__
-from modeconn_cli.front import terminal
+from modeconn_cli.front import console
 from modeconn_cli.stages.endpoints import CHECKPOINT
 
 COMMANDS = [
@@ -72,7 +72,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.
         no_pictures(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MODECONN_DATA", raising=False)
-    monkeypatch.setattr(terminal.out, "_width", 200)
+    monkeypatch.setattr(console.out, "_width", 200)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -119,7 +119,7 @@ def test_every_directory_says_where_it_comes_from(lab: tuple[Path, Answer]) -> N
         "fit-curve": {"checkpoint.safetensors", "metrics.csv"},
         "interpolate": {"path.csv", "summary.json", "scores.safetensors"},
         "evaluate": {"path.csv", "summary.json", "scores.safetensors"},
-        "plot": {"plot.png", "plot.svg"},
+        "plot": {"plot.png", "plot.svg", "summary.json"},
     }
     upstream = {"train-endpoints": 0, "fit-curve": 2, "interpolate": 2, "evaluate": 1, "plot": 2}
     always = {"config.yaml", "provenance.json", "log.txt", "DONE"}

@@ -15,6 +15,7 @@ from cli_helpers import QUICK, call, no_pictures, ok, refused, statuses, tree
 from modeconn_cli.front import reproduce
 from modeconn_cli.front.terminal import show_reproduction
 from modeconn_cli.report.tables import connection
+from modeconn_cli.results import Metrics
 
 TABLES = reproduce.tables()
 LEVELS = [(name, scale) for name, table in TABLES.items() for scale in table.scales]
@@ -269,6 +270,7 @@ def test_connect_names_what_is_wrong(two: list[str], tmp_path: Path) -> None:
 
 
 VERDICT = {"value": 1.0, "low": 0.5, "high": 1.5, "below": 2.0, "convention": "above_mean", "confidence": 0.95}
+VERDICT |= {"metric": "test_error"}
 
 
 @pytest.mark.parametrize(
@@ -292,6 +294,6 @@ def test_every_pair_of_verdicts_has_its_answer(segment: str, curve: str | None, 
     if curve:
         path = "aligned segment" if "aligned" in curve else "Bezier curve, 1 bend"
         verdicts.append({**VERDICT, "path": path, "connected": curve.removeprefix("aligned ")})
-    found, sentence = connection(verdicts, "a", "b")
+    found, sentence = connection(verdicts, "a", "b", Metrics.of({}))
     assert found == answer
     assert said in sentence

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from cli_helpers import SPIRALS, no_pictures, ok, refused, tree
 
-from modeconn_cli.report.charts import shown
+from modeconn_cli.report.choose import Reported
 from modeconn_cli.report.page import make_page
 from modeconn_cli.report.plots import save, style
 from modeconn_cli.report.tables import heading, read_path, read_paths, verdict_sentence
@@ -26,8 +26,14 @@ from modeconn_cli.runs.find import Found
 METRICS = [f"{split}_{metric}" for split in ("train", "test") for metric in ("loss", "nll", "error")]
 CONVENTIONS = ["above_line", "above_mean", "above_max", "midpoint"]
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+TEXT = {"error": "{:.2f}", "lr": "{:.4g}"}  # of a quantity by its last word; of any other, four digits
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+
+
+def shown(value: float, quantity: str) -> str:
+    """A measured value as people read it."""
+    return TEXT.get(quantity.split("_")[-1], "{:.4f}").format(value)
 
 
 class Page(HTMLParser):
@@ -186,13 +192,15 @@ def test_names_from_files_cannot_inject(lab: Path, tmp_path: Path) -> None:
     folders = measured(tmp_path)
     for folder in folders:
         summary = json.loads((folder / "summary.json").read_text())
-        summary |= {"path": EVIL, "task": dict.fromkeys(summary["task"], EVIL)}
+        task = {k: EVIL if isinstance(v, str) else v for k, v in summary["task"].items()}
+        task["columns"] = [{**c, "title": EVIL, "unit": EVIL} for c in task["columns"]]
+        summary |= {"path": EVIL, "task": task}
         summary["intervals"]["method"] = EVIL
         (folder / "summary.json").write_text(json.dumps(summary))
         provenance = json.loads((folder / "provenance.json").read_text())
         (folder / "provenance.json").write_text(json.dumps({**provenance, "command": EVIL, "host": EVIL}))
         (folder / "config.yaml").write_text(json.dumps({"dataset": {"name": EVIL}}))
-    page = Page(make_page([Found(folder) for folder in folders]))
+    page = Page(make_page(Reported([Found(folder) for folder in folders])))
     assert page.count("script") == 2
     assert page.count("img") == 0
     assert "<script>alert" not in page.html
