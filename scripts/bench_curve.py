@@ -29,10 +29,10 @@ from modeconn_cli.evaluation.buffers import norm_layers
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.families.bezier import Bezier
 from modeconn_cli.models import build as models
-from modeconn_cli.settings import Interpolation, Sampling, Training
+from modeconn_cli.settings import Interpolation, Training
 from modeconn_cli.tasks.base import Batch
 from modeconn_cli.tasks.classify import Classify
-from modeconn_cli.training.loop import Trainer, draw_epoch
+from modeconn_cli.training.loop import Trainer
 from modeconn_cli.weights import FlatModule
 from modeconn_cli.work.machine import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory
 
@@ -124,21 +124,19 @@ def bench(name: str, rounds: int, device: torch.device) -> Iterator[tuple[str, l
     recipe = Training(batch_size=BATCH, lr=1e-9)
     trainer = Trainer(net, Bezier(2), W_kp, slice(1, 2), Classify(data), recipe, 0)
     net.module.train()
-    c = [0.25, 0.5, 0.25]
+    c, lr = torch.tensor([0.25, 0.5, 0.25], device=device), torch.tensor(recipe.lr, device=device)
     batch = Batch(x_ours, y)
-    epoch = draw_epoch(data, 0, 0, trainer.steps_per_epoch, Sampling.stratified)
 
     def fixed_batch() -> None:
         for step in range(trainer.steps_per_epoch):
-            loss, logits = trainer.descend(batch, c)
-            trainer._losses[step] = loss
-            trainer._sums["error"][step] = (logits.argmax(1) != y).sum()
+            trainer._log[:, step] = trainer.descend(batch, c, lr)
 
     def from_data() -> None:
-        for step in range(trainer.steps_per_epoch):
-            trainer._take_step(epoch, step, c)
+        trainer.begin_epoch(0)
+        for _ in range(trainer.steps_per_epoch):
+            trainer.take_step(BATCH)
 
-    ours, bare = lambda: trainer.descend(batch, c), bare_step(fresh(), x_ours, y)
+    ours, bare = lambda: trainer.descend(batch, c, lr), bare_step(fresh(), x_ours, y)
     yield "curve/bare", paired(times(ours), times(bare), rounds, device)
     if convolutional:
         yield "layout", paired(times(bare_step(fresh(), x, y)), times(bare), rounds, device)

@@ -412,3 +412,31 @@ def test_the_first_reason_why_a_state_does_not_fit(change, words):
     change(state)
     with pytest.raises(UserError, match=words):
         matching_state(module, state, "run.pt")
+
+
+# ------------------------------------------------------------------------------------------------- alignment
+
+
+@NETWORKS
+def test_aligned_parameters_are_the_same_network(make):
+    module, x = make()
+    module.eval()
+    before, values = module(x), {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+    net = FlatModule(module, channels_last=True, alignment=128)
+    torch.testing.assert_close(net(x), before)
+    for view in net.views(net.point):
+        assert (view.data_ptr() - net.point.data_ptr()) % (128 * 4) == 0
+    for name, value in net.named(net.point).items():
+        assert torch.equal(value, values[name])
+    assert net.size == sum(v.numel() for v in values.values())
+    state, point = net.state(), net.point.clone()
+    assert torch.equal(net.flatten(state), point)
+    net.point.mul_(2)
+    assert all(torch.equal(v, 2 * values[n]) for n, v in net.named(net.point).items())
+
+
+def test_aligned_convolutions_are_channels_last_where_batches_are():
+    for channels_last in (True, False):
+        net = FlatModule(conv_bn()[0], channels_last, alignment=128)
+        weight = net.module[0].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last

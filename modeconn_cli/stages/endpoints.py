@@ -62,7 +62,7 @@ class Endpoint(Stage):
                 "metrics": measured,
                 "task": task_note(self.context.task),
                 "splits": {k: split_note(evaluator, k) for k in scores},
-                "parameters": len(net.point),
+                "parameters": net.size,
                 **more,
             },
         )

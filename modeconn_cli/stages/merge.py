@@ -142,7 +142,7 @@ class Merged(Permuting):
                 "task": task_note(self.context.task),
                 "ends": [metrics(e) for e in ends],
                 "splits": {k: split_note(own, k) for k in SPLITS},
-                "parameters": len(net.point),
+                "parameters": net.size,
             },
         )
         return rows

@@ -1,13 +1,16 @@
 """The one training loop: ordinary training and every kind of path fitting are the same steps.
 
-A step draws coefficients c, forms the point w = c @ W, takes the gradient g of the loss there once, and hands
+A step takes coefficients c, forms the point w = c @ W, has an engine find the loss's gradient g there once, and hands
 the optimizer dW = c outer g for the trained rows of W (Garipov et al. 2018, arXiv:1802.10026, section 3.2).
+
+A step is made of device tensors alone. What an epoch draws is on the device before it begins, and so is the number of
+the step in it; nothing is read back within a step. So a step that was captured once can be replayed for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +20,16 @@ from torch import Tensor
 
 from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import RunFailed
-from modeconn_cli.families.base import Array, Family
-from modeconn_cli.settings import Optimizer, Precision, Sampling, Training
+from modeconn_cli.families.base import Array, Family, overrides
+from modeconn_cli.settings import Optimizer, Sampling, Training
 from modeconn_cli.tasks.base import Batch, Task
+from modeconn_cli.training.engine import Eager, Engine
 from modeconn_cli.training.optimizers import make_update
+from modeconn_cli.training.precision import arithmetic
 from modeconn_cli.training.schedules import learning_rate
-from modeconn_cli.weights import FlatModule, combine
+from modeconn_cli.weights import FlatModule
+
+CHECK_EVERY = 50  # steps on an accelerator, where reading a loss waits for the device
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,16 @@ def draw_epoch(data: Data, family: Family, seed: int, epoch: int, steps: int, sa
     return Epoch(order.to(data.train.x.device), coefficients, augmentation)
 
 
+@dataclass
+class OnDevice:
+    """An epoch as its steps read it: order (n,), coefficients (steps, K), rates (steps,), and the augmentation."""
+
+    order: Tensor
+    coefficients: Tensor
+    rates: Tensor
+    augmentation: Any
+
+
 class Trainer:
     """Trains rows of W (K, P) on a task's training split.
 
@@ -62,10 +79,12 @@ class Trainer:
         net: the network; its point is moved over the family.
         family: what draws coefficients.
         control_points: (K, P) W, on the network's device; its trained rows are changed in place.
-        trained: which rows are trained, one contiguous slice.
+        trained: which rows are trained: a slice, or their numbers.
         task: the data, and the objective to lower.
         recipe: optimizer, schedule, epochs.
-        seed: of order, augmentation, t and dropout.
+        seed: of order, augmentation, coefficients and dropout.
+        engine: what finds gradients, of an objective with the recipe's decay unless that is decoupled; None: the
+            network, eagerly, in the recipe's precision.
 
     The object's whole state goes through :meth:`state` and :meth:`load`; resumed training is bit-identical.
     """
@@ -75,32 +94,53 @@ class Trainer:
         net: FlatModule,
         family: Family,
         control_points: Tensor,
-        trained: slice,
+        trained: slice | Sequence[int],
         task: Task,
         recipe: Training,
         seed: int,
         sampling: Sampling = Sampling.stratified,
+        engine: Engine | None = None,
     ) -> None:
-        self.net, self.family, self.W_kp, self.trained = net, family, control_points, trained
-        self.task, self.recipe, self.seed, self.sampling = task, recipe, seed, sampling
-        self.device = control_points.device
+        self.net, self.family, self.W_kp, self.task = net, family, control_points, task
+        self.recipe, self.seed, self.sampling = recipe, seed, sampling
+        self.trained = [*range(family.vertices)[trained]] if isinstance(trained, slice) else [*trained]
+        self.device = device = control_points.device
         self.steps_per_epoch = steps_per_epoch(len(task.data.train), recipe.batch_size)
         self.total_steps = recipe.epochs * self.steps_per_epoch
         self.step = 0
         self.rows: list[dict[str, float]] = []
-        self.lr = recipe.lr
         # A network that is its only control point moves with it; otherwise the point is formed every step.
-        net.bind(self.W_kp[0] if family.vertices == 1 else self.W_kp[0].clone())
-        self._point_views = net.views(net.point)
-        self._rows = [v for row in self.W_kp[trained] for v in net.views(row)]
+        self.moves_with_row = family.vertices == 1
+        net.bind(self.W_kp[0] if self.moves_with_row else self.W_kp[0].clone())
+        self._point = net.point
+        # Weight decay acts at the sampled point w, so it reaches a row by the same coefficient as the loss.
+        self._decoupled = recipe.weight_decay if recipe.optimizer is Optimizer.adamw else 0.0
+        self.engine = engine or Eager(net, task, recipe.precision, recipe.weight_decay - self._decoupled)
+        self._rows = [self.W_kp[k] for k in self.trained]
         self._update = make_update(recipe, self._rows)
-        self._gradients: list[Tensor] = []
-        self._losses = torch.zeros(self.steps_per_epoch, device=self.device)
-        # Sums over each batch of the columns that are not the objective's own.
-        self._sums = {c.name: torch.zeros(self.steps_per_epoch, device=self.device) for c in task.columns[1:]}
-        # Reading a loss waits for the device, so an accelerator is asked seldom.
-        self._check_every = 1 if self.device.type == "cpu" else 50
+        self._chosen = torch.tensor(self.trained, device=device)
+        # Several rows need a gradient each; a single one's is the point's, scaled where it is.
+        own = overrides(family, "force") or overrides(family, "penalty")
+        self._force_tp = torch.empty(len(self.trained), len(net.point), dtype=net.point.dtype, device=device)
+        if own or len(self.trained) == 1:
+            self._force_tp = self._force_tp[:0]
+        self._drawn: OnDevice | None = None
+        self._at = torch.zeros(1, dtype=torch.int64, device=device)  # the step's number in its epoch
+        self._steps = torch.arange(self.steps_per_epoch, device=device)
+        self._within = torch.arange(recipe.batch_size, device=device)
+        # Of each step of the epoch: the loss, and the batch's sums of the columns that are not the objective's own.
+        self._log = torch.zeros(len(task.columns), self.steps_per_epoch, dtype=net.point.dtype, device=device)
+        self._losses = self._log[0]
+        self._seen = torch.zeros(
+            self.steps_per_epoch, dtype=net.point.dtype
+        )  # the losses that have been looked at, on the CPU
+        self._check_every = 1 if device.type == "cpu" else CHECK_EVERY
         self._checked = 0
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step taken; before the first, of the first."""
+        return learning_rate(self.recipe, max(self.step - 1, 0), self.steps_per_epoch)
 
     def run(self, watch: Callable[[Trainer], None] = lambda _: None) -> None:
         """Train to the end. ``watch`` is called after every step; it may save, report, or raise to stop.
@@ -111,72 +151,109 @@ class Trainer:
         self.net.module.train()
         if self.step == 0:
             torch.manual_seed(self.seed)  # dropout draws from the global generators
-        epoch: Epoch | None = None
-        while self.step < self.total_steps:
-            index, batch = divmod(self.step, self.steps_per_epoch)
-            if epoch is None or batch == 0:
-                epoch = draw_epoch(self.task.data, self.family, self.seed, index, self.steps_per_epoch, self.sampling)
-            self._take_step(epoch, batch, epoch.coefficients[batch].tolist())
-            self.step += 1
-            if self.step % self._check_every == 0 or batch + 1 == self.steps_per_epoch:
-                self.require_finite()
-            if batch + 1 == self.steps_per_epoch:
-                self._end_epoch(index)
-            watch(self)
+        begun = -1
+        with arithmetic(self.recipe.precision):
+            while self.step < self.total_steps:
+                epoch, place = divmod(self.step, self.steps_per_epoch)
+                if epoch != begun:
+                    self.begin_epoch(epoch, place)
+                    begun = epoch
+                self.take_step(self.batch_size(place))
+                self.step += 1
+                last = place + 1 == self.steps_per_epoch
+                if self.step % self._check_every == 0 or last:
+                    self.require_finite()
+                if last:
+                    self._end_epoch(epoch)
+                watch(self)
         if not torch.isfinite(self.W_kp[self.trained]).all():  # no loss has been taken at the last step's weights
             raise RunFailed(f"the weights overflowed at the last step, learning rate {self.lr:g}. Try a lower lr.")
 
-    def _take_step(self, epoch: Epoch, batch: int, c: list[float]) -> None:
-        part = slice(batch * self.recipe.batch_size, (batch + 1) * self.recipe.batch_size)
-        data = self.task.data
-        examples = self.task.batch(data.train, epoch.order[part], epoch.augmentation[part])
-        self.lr = learning_rate(self.recipe, self.step, self.steps_per_epoch)
-        loss, output = self.descend(examples, c)
-        self._losses[batch] = loss
-        with torch.no_grad():
-            scores = self.task.scores(output, examples)
-            for name, sums in self._sums.items():
-                sums[batch] = scores[name].sum()
+    def batch_size(self, place: int) -> int:
+        """Examples of a step of an epoch; the last may have fewer than the others."""
+        return min(self.recipe.batch_size, len(self.task.data.train) - place * self.recipe.batch_size)
 
-    def descend(self, batch: Batch, c: list[float]) -> tuple[Tensor, Any]:
-        """One gradient step on a batch at the point with coefficients c (K,); the loss and output before it."""
-        # The last step's gradients go only now: freed with its activations, they would let the allocator hand
-        # that memory back to the system, and every step would pay to have it again.
-        self._gradients.clear()
-        if self.family.vertices > 1:
-            combine(c, self.W_kp, self.net.point)
-        with precision(self.recipe.precision, self.device):
-            output = self.net(batch.x)
-            loss = self.task.loss(output, batch)
-        # A single trained row's coefficient scales the loss, which costs nothing; several scale copies of g.
-        shares = c[self.trained]
-        scale = shares[0] if len(shares) == 1 else 1.0
-        self._apply(self.net.gradients(loss * scale), scale, shares)
-        return loss.detach(), output
+    def begin_epoch(self, epoch: int, place: int = 0) -> None:
+        """Draw an epoch and bring it to the device, into the tensors where the last one was, at one of its steps."""
+        steps = self.steps_per_epoch
+        drawn = draw_epoch(self.task.data, self.family, self.seed, epoch, steps, self.sampling)
+        rates = [learning_rate(self.recipe, epoch * steps + i, steps) for i in range(steps)]
+        on_device = OnDevice(
+            drawn.order,
+            torch.as_tensor(drawn.coefficients, dtype=self.W_kp.dtype, device=self.device),
+            # What the fused kernels take: on a CPU, as if it were a number of Python's.
+            torch.tensor(
+                rates, dtype=torch.float64 if self.device.type == "cpu" else torch.float32, device=self.device
+            ),
+            drawn.augmentation,
+        )
+        if self._drawn is None:
+            self._drawn = on_device
+            self.task.batch(self.task.data.train, slice(0, 1))  # what the data work out once, they work out now
+        else:
+            _refill(self._drawn, on_device)
+        self._at.fill_(place)
 
     @torch.no_grad()
-    def _apply(self, gradients: list[Tensor], scale: float, shares: list[float]) -> None:
-        """Hand the optimizer dW = c (g + decay * w) for each trained row's c in shares; ``gradients`` are scale * g.
+    def take_step(self, size: int) -> None:
+        """The step that is next in the drawn epoch, on a batch of ``size`` examples."""
+        drawn, at = self._drawn, self._at
+        assert drawn is not None
+        places = at * self.recipe.batch_size + self._within[:size]
+        batch = self.task.batch(self.task.data.train, drawn.order[places], drawn.augmentation[places])
+        c = drawn.coefficients.index_select(0, at)[0]
+        found = self.descend(batch, c, drawn.rates.index_select(0, at)[0])
+        torch.where(self._steps == at, found[:, None], self._log, out=self._log)
+        at.add_(1)
 
-        Weight decay acts at the sampled point w, so it reaches a row by the same coefficient as the loss.
+    @torch.no_grad()
+    def descend(self, batch: Batch, c: Tensor, lr: Tensor) -> Tensor:
+        """One gradient step on a batch at the point with coefficients c (K,), at a learning rate ().
+
+        Returns the loss before it and the batch's sums of the task's other columns, (1 + C,).
         """
-        decay = self.recipe.weight_decay
-        decoupled = self.recipe.optimizer is Optimizer.adamw
-        if decay and not decoupled:
-            torch._foreach_add_(gradients, self._point_views, alpha=decay * scale)
-        if decay and decoupled:
-            for row, share in zip(self.W_kp[self.trained], shares, strict=True):
-                row.add_(self.net.point, alpha=-self.lr * decay * share)
-        if len(shares) == 1:
-            self._gradients = gradients
-        else:
-            self._gradients = [g for share in shares for g in torch._foreach_mul(gradients, share)]
-        self._update.step(self._gradients, self.lr)
+        if not self.moves_with_row:
+            torch.mv(self.W_kp.t(), c, out=self._point)
+        with torch.enable_grad():
+            loss, sums, g = self.engine.gradient(self._point, batch)
+        shares = c.index_select(0, self._chosen)
+        if self._decoupled:
+            shrink = (lr * -self._decoupled).to(c.dtype) * shares
+            for row, share in zip(self._rows, shrink.split(1), strict=True):
+                row.addcmul_(self._point, share)
+        self._update.step(self._forces(g, c, shares), lr)
+        return torch.cat([loss.view(1), sums]).to(self._log.dtype)
+
+    def _forces(self, g_p: Tensor, c: Tensor, shares: Tensor) -> list[Tensor]:
+        """dW (P,) of each trained row."""
+        own_force, own_penalty = overrides(self.family, "force"), overrides(self.family, "penalty")
+        if own_force or own_penalty:
+            force = self.family.force(g_p, self.W_kp, c)
+            if own_penalty:
+                force = force + self._penalty_gradient()
+            return [*force.index_select(0, self._chosen)]
+        if self.moves_with_row:
+            return [g_p]
+        if len(self._rows) == 1:
+            return [g_p.mul_(shares)]
+        return [*torch.mul(shares[:, None], g_p, out=self._force_tp)]
+
+    def _penalty_gradient(self) -> Tensor:
+        """dW (K, P) of the family's penalty p: with G = W W^T, (dp/dG + its transpose) W."""
+        rows = self.W_kp.double()
+        with torch.enable_grad():
+            gram = (rows @ rows.T).requires_grad_()
+            (slope,) = torch.autograd.grad(self.family.penalty(gram), gram)
+        return ((slope + slope.T) @ rows).to(self.W_kp.dtype)
 
     def require_finite(self) -> None:
         """Raise RunFailed when a loss since the last look was NaN or infinite."""
+        if self.step == self._checked:
+            return
         first = self._checked % self.steps_per_epoch
-        fresh = self._losses[first : first + self.step - self._checked]
+        last = first + self.step - self._checked
+        self._seen[first:last] = self._losses[first:last].cpu()
+        fresh = self._seen[first:last]
         bad = (~torch.isfinite(fresh)).nonzero()
         if len(bad):
             step = self._checked + int(bad[0]) + 1
@@ -188,29 +265,19 @@ class Trainer:
         self._checked = self.step
 
     def _end_epoch(self, index: int) -> None:
-        batches = torch.full((self.steps_per_epoch,), self.recipe.batch_size, dtype=torch.float64)
-        batches[-1] = min(
-            len(self.task.data.train) - (self.steps_per_epoch - 1) * self.recipe.batch_size, self.recipe.batch_size
-        )
-        seen = float(batches.sum())
-        self.rows.append(
-            {
-                "epoch": index + 1,
-                "step": self.step,
-                "lr": self.lr,
-                "train_loss": float(self._losses.cpu().double() @ batches) / seen,
-                **{
-                    f"train_{column.name}": column.scale * float(self._sums[column.name].cpu().double().sum()) / seen
-                    for column in self.task.columns[1:]
-                },
-            }
-        )
+        sizes = torch.tensor([self.batch_size(i) for i in range(self.steps_per_epoch)], dtype=torch.float64)
+        seen = float(sizes.sum())
+        log = self._log.cpu().double()
+        row = {"epoch": index + 1, "step": self.step, "lr": self.lr, "train_loss": float(log[0] @ sizes) / seen}
+        for column, sums in zip(self.task.columns[1:], log[1:], strict=True):
+            row[f"train_{column.name}"] = column.scale * float(sums.sum()) / seen
+        self.rows.append(row)
 
     @property
     def recent_loss(self) -> float:
         """Mean loss of this epoch's last 50 checked batches, for a progress bar."""
         end = (self._checked - 1) % self.steps_per_epoch + 1 if self._checked else 0
-        return float(self._losses[max(end - 50, 0) : end].mean()) if end else float("nan")
+        return float(self._seen[max(end - 50, 0) : end].mean()) if end else float("nan")
 
     def state(self) -> dict[str, Any]:
         """Everything that later steps depend on, as live tensors and plain values: to be saved at once."""
@@ -221,12 +288,11 @@ class Trainer:
         return {
             "step": self.step,
             "rows": self.rows,
-            "trained": self.W_kp[self.trained],
+            "trained": self._rows,
             "optimizer": self._update.memory,
             "rest": self.net.rest(),
             "rng": rng,
-            "losses": self._losses,
-            "sums": self._sums,
+            "log": self._log,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -234,21 +300,26 @@ class Trainer:
         self.step = self._checked = state["step"]
         self.rows = state["rows"]
         with torch.no_grad():
-            self.W_kp[self.trained].copy_(state["trained"])
             self.net.load_rest(state["rest"])
-            self._losses.copy_(state["losses"])
-            for name, sums in self._sums.items():
-                sums.copy_(state["sums"][name])
-            for name, tensors in self._update.memory.items():
-                for own, saved in zip(tensors, state["optimizer"][name], strict=True):
-                    own.copy_(saved)
+            self._log.copy_(state["log"])
+            self._seen.copy_(self._losses)
+            saved = [state["trained"], *(state["optimizer"][name] for name in self._update.memory)]
+            for tensors, values in zip([self._rows, *self._update.memory.values()], saved, strict=True):
+                for own, value in zip(tensors, values, strict=True):
+                    own.copy_(value)
         torch.set_rng_state(state["rng"]["cpu"].cpu())
         if "cuda" in state["rng"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.device)
 
 
-def precision(kind: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """The context a forward pass runs in."""
-    if kind is Precision.bfloat16:
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+def _refill(old: Any, new: Any) -> None:
+    """Copy every tensor of a record into its place in another."""
+    if isinstance(old, Tensor):
+        old.copy_(new)
+    elif dataclasses.is_dataclass(old):
+        for field in dataclasses.fields(old):
+            _refill(getattr(old, field.name), getattr(new, field.name))
+    elif old is not None:
+        raise TypeError(
+            f"a draw of {type(old).__name__} cannot be brought to a device: make it tensors or a dataclass."
+        )

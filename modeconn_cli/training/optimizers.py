@@ -1,7 +1,8 @@
 """Update rules for the trained rows: torch's own kernels, called without torch.optim.Optimizer around them.
 
 Its bookkeeping is several percent of a small network's step, and the rows' gradients are computed, not
-accumulated, so there is nothing for it to keep. Weight decay is not here: the loop applies it at the point.
+accumulated, so there is nothing for it to keep. A row is one flat vector, which one fused kernel moves whole. Weight
+decay is not here: the loop applies it at the point.
 """
 
 from __future__ import annotations
@@ -20,31 +21,31 @@ Tensors = list[Tensor]
 
 
 class Update(Protocol):
-    """What moves parameters along gradients; ``memory`` is all that later steps depend on."""
+    """What moves rows (P,) along gradients; ``memory`` is all that later steps depend on."""
 
     memory: dict[str, Tensors]
 
-    def step(self, gradients: Tensors, lr: float) -> None:
-        """Move every parameter, given a gradient for each."""
+    def step(self, gradients: Tensors, lr: Tensor) -> None:
+        """Move every row, given a gradient for each and the learning rate (), which is not read back."""
 
 
 class Momentum:
     """SGD with heavy-ball or Nesterov momentum."""
 
-    def __init__(self, recipe: Training, parameters: Tensors) -> None:
-        self.recipe, self.parameters = recipe, parameters
+    def __init__(self, recipe: Training, rows: Tensors) -> None:
+        self.recipe, self.rows = recipe, rows
         # From zero, the first step's velocity is the gradient itself, as torch.optim.SGD has it.
-        self.memory = {"velocity": [torch.zeros_like(p) for p in parameters] if recipe.momentum else []}
+        self.memory = {"velocity": [torch.zeros_like(p) for p in rows] if recipe.momentum else []}
 
-    def step(self, gradients: Tensors, lr: float) -> None:
+    def step(self, gradients: Tensors, lr: Tensor) -> None:
         sgd(
-            self.parameters,
+            self.rows,
             gradients,
             [*self.memory["velocity"]] or [None] * len(gradients),
             fused=_has_fused_kernel(gradients),
             weight_decay=0.0,
             momentum=self.recipe.momentum,
-            lr=lr,
+            lr=lr,  # type: ignore[arg-type]
             dampening=0.0,
             nesterov=self.recipe.nesterov,
             maximize=False,
@@ -54,17 +55,17 @@ class Momentum:
 class Adam:
     """Adam; with decoupled decay, which is the loop's too, also AdamW."""
 
-    def __init__(self, recipe: Training, parameters: Tensors) -> None:
-        self.recipe, self.parameters = recipe, parameters
+    def __init__(self, recipe: Training, rows: Tensors) -> None:
+        self.recipe, self.rows = recipe, rows
         self.memory = {
-            "mean": [torch.zeros_like(p) for p in parameters],
-            "square": [torch.zeros_like(p) for p in parameters],
-            "steps": [torch.zeros((), device=p.device) for p in parameters],
+            "mean": [torch.zeros_like(p) for p in rows],
+            "square": [torch.zeros_like(p) for p in rows],
+            "steps": [torch.zeros((), device=p.device) for p in rows],
         }
 
-    def step(self, gradients: Tensors, lr: float) -> None:
+    def step(self, gradients: Tensors, lr: Tensor) -> None:
         adam(
-            self.parameters,
+            self.rows,
             gradients,
             self.memory["mean"],
             self.memory["square"],
@@ -81,9 +82,9 @@ class Adam:
         )
 
 
-def make_update(recipe: Training, parameters: Tensors) -> Update:
-    """The recipe's rule over parameters, which it moves in place."""
-    return (Momentum if recipe.optimizer is Optimizer.sgd else Adam)(recipe, parameters)
+def make_update(recipe: Training, rows: Tensors) -> Update:
+    """The recipe's rule over rows of W, which it moves in place."""
+    return (Momentum if recipe.optimizer is Optimizer.sgd else Adam)(recipe, rows)
 
 
 def _has_fused_kernel(tensors: Sequence[Tensor]) -> bool:

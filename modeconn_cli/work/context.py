@@ -19,10 +19,11 @@ from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.models import build as models
-from modeconn_cli.settings import ChannelsLast, Config, Interpolation, Precision, Training, fields_off_default
+from modeconn_cli.settings import ChannelsLast, Config, Interpolation, Training, fields_off_default
 from modeconn_cli.tasks.base import Task
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.tracking import Trackers
+from modeconn_cli.training.precision import set_tf32
 from modeconn_cli.weights import FlatModule
 from modeconn_cli.work.machine import _device, default_threads, keep_freed_memory
 from modeconn_cli.work.reporting import Reporter
@@ -76,8 +77,7 @@ class Context:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        tf32 = Precision.tf32 in (self.config.endpoints.precision, self.config.curve.precision)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        set_tf32(False)  # training turns it on around its own work
         return device
 
     @cached_property

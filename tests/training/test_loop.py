@@ -43,6 +43,13 @@ def begin(net, family, control_points, trained, data, recipe, seed, sampling=Sam
     return Trainer(net, family, control_points, trained, task, recipe, seed, sampling)
 
 
+def descend(trainer, batch, c):
+    """One step at the recipe's learning rate; the loss and the sums of other columns."""
+    trainer.net.module.train()
+    c = torch.as_tensor(np.asarray(c), dtype=trainer.W_kp.dtype)
+    return trainer.descend(batch, c, torch.tensor(trainer.recipe.lr, dtype=torch.float64))
+
+
 def mlp(dtype=torch.float64, seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
@@ -133,7 +140,9 @@ def test_gradient_of_every_row_is_autograds(path, trained, make, make_data):
     for t in (0.0, 0.37, 0.62, 1.0):
         moved, c = W.clone(), path.coefficients([t])[0]
         trainer = begin(net, path, moved, trained, data, recipe, seed=0)
-        loss, logits = trainer.descend(Batch(x, y), c.tolist())
+        seen = record_batches(module)
+        loss = descend(trainer, Batch(x, y), c)[0]
+        ((_, logits),) = seen
         wanted, wanted_loss, w = rows_gradient(reference, W, c, x, y, decay=0.03, smoothing=0.15)
         torch.testing.assert_close((W - moved)[trained], wanted[trained], rtol=1e-10, atol=1e-14)
         untouched = torch.ones(len(W), dtype=torch.bool)
@@ -158,7 +167,7 @@ def test_gradient_for_any_path_and_t(make_data, path, t, decay, smoothing, seed)
     W = random_rows(net, path.vertices, seed)
     moved, c = W.clone(), path.coefficients([t])[0]
     x, y = normalised(data, slice(0, 5)), data.train.y[:5]
-    begin(net, path, moved, FREE, data, recipe, seed=0).descend(Batch(x, y), c.tolist())
+    descend(begin(net, path, moved, FREE, data, recipe, seed=0), Batch(x, y), c)
     wanted, _, _ = rows_gradient(module, W, c, x, y, decay, smoothing)
     torch.testing.assert_close(W - moved, wanted, rtol=1e-10, atol=1e-14)
 
@@ -173,7 +182,7 @@ def test_gradient_through_batch_statistics(make_data):
     moved, c = W.clone(), path.coefficients([0.3])[0]
     x, y = normalised(data, slice(0, 6)), data.train.y[:6]
     recipe = constant(lr=1.0, momentum=0.0, weight_decay=0.01)
-    begin(net, path, moved, FREE, data, recipe, seed=0).descend(Batch(x, y), c.tolist())
+    descend(begin(net, path, moved, FREE, data, recipe, seed=0), Batch(x, y), c)
     wanted, _, _ = rows_gradient(reference, W, c, x, y, decay=0.01)
     torch.testing.assert_close(W - moved, wanted, rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(module[1].running_mean, reference[1].running_mean)
@@ -190,7 +199,7 @@ def test_decay_acts_on_the_point_not_on_the_rows(make_data):
     W[:, spare] = torch.tensor([[4.0, 4, 4], [-4, -2, 0], [4, 4, 4]], dtype=torch.float64)
     before, c = W.clone(), [0.25, 0.5, 0.25]
     recipe = constant(lr=1.0, momentum=0.0, weight_decay=0.1)
-    begin(net, Bezier(2), W, FREE, data, recipe, seed=0).descend(Batch(data.train.x, data.train.y), c)
+    descend(begin(net, Bezier(2), W, FREE, data, recipe, seed=0), Batch(data.train.x, data.train.y), c)
     point = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     torch.testing.assert_close((before - W)[:, spare], 0.1 * torch.outer(torch.tensor(c).double(), point))
 
@@ -204,7 +213,7 @@ def test_decoupled_decay_shrinks_rows_by_their_share_of_the_point(make_data):
     W[:, spare] = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=torch.float64)
     before, c = W.clone(), [0.25, 0.5, 0.25]
     recipe = constant(lr=0.5, optimizer=Optimizer.adamw, weight_decay=0.1)
-    begin(net, Bezier(2), W, FREE, data, recipe, seed=0).descend(Batch(data.train.x, data.train.y), c)
+    descend(begin(net, Bezier(2), W, FREE, data, recipe, seed=0), Batch(data.train.x, data.train.y), c)
     point = torch.tensor([4.0, 5.0, 6.0], dtype=torch.float64)
     torch.testing.assert_close((before - W)[:, spare], 0.05 * torch.outer(torch.tensor(c).double(), point))
 
@@ -445,7 +454,7 @@ def test_smoothing_leaves_perfectly_smoothed_logits_alone(make_data):
     net.point[-3:] = target.log()
     recipe = constant(lr=1.0, momentum=0.0, weight_decay=0.0, label_smoothing=smoothing)
     trainer = begin(net, Point(), net.point[None], slice(0, 1), data, recipe, seed=0)
-    loss, _ = trainer.descend(Batch(data.train.x, data.train.y), [1.0])
+    loss = descend(trainer, Batch(data.train.x, data.train.y), [1.0])[0]
     torch.testing.assert_close(net.point[-3:], target.log(), rtol=1e-12, atol=1e-14)
     assert float(loss) == pytest.approx(float(-(target * target.log()).sum()), rel=1e-12)
 
