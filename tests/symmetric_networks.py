@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -122,12 +123,31 @@ NESTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def tiny(case: int, n: int = 2) -> tuple[Symmetry, list[State]]:
+def _tiny() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def tiny_states(case: int, n: int = 2) -> list[State]:
+    """Random states of a network with two hidden layers of four units."""
     torch.manual_seed(case)
-    nets = [nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(n)]
-    return trace(nets[0], torch.randn(2, 3)), [dict(net.state_dict()) for net in nets]
+    return [dict(_tiny().state_dict()) for _ in range(n)]
+
+
+def tiny(case: int, n: int = 2) -> tuple[Symmetry, list[State]]:
+    """The groups of :func:`tiny_states`, and these."""
+    return trace(_tiny(), torch.randn(2, 3)), tiny_states(case, n)
 
 
 def inner(a: State, b: State, names: Iterable[str] | None = None) -> float:
     """The inner product of two states, over these names or all of the first's."""
     return float(sum((a[n].double() * b[n].double()).sum() for n in names or a))
+
+
+def largest_inner_product(a: State, b: State) -> float:
+    """Of two of :func:`tiny_states`, over all permutations of the second's two groups of four."""
+    every = torch.tensor([*itertools.permutations(range(4))])
+    first = (a["0.weight"] * b["0.weight"][every]).sum((1, 2)) + (a["0.bias"] * b["0.bias"][every]).sum(1)
+    last = (a["4.weight"] * b["4.weight"][:, every].movedim(1, 0)).sum((1, 2)) + (a["4.bias"] * b["4.bias"]).sum()
+    middle = (a["2.weight"] * b["2.weight"][every][:, :, every].movedim(2, 1)).sum((2, 3))
+    second = (a["2.bias"] * b["2.bias"][every]).sum(1)
+    return float((first[None, :] + (middle + second[:, None]) + last[:, None]).max())

@@ -11,10 +11,12 @@ from symmetric_networks import (
     PLANTED,
     Tied,
     inner,
+    largest_inner_product,
     parameters,
     shuffled,
+    tiny,
+    tiny_states,
 )
-from torch import nn
 
 from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.symmetry.graph import trace
@@ -40,21 +42,12 @@ def test_a_planted_permutation_of_a_trained_network_is_recovered_whole(name: str
 
 
 def test_tiny_networks_are_matched_as_brute_force_would() -> None:
-    def tiny() -> nn.Module:
-        return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-
-    symmetry = trace(tiny(), torch.randn(2, 3))
+    symmetry, _ = tiny(0)
     assert [g.size for g in symmetry.groups] == [4, 4]
-    every = torch.tensor(list(itertools.permutations(range(4))))
     optimal, cases = 0, 200
     for case in range(cases):
-        torch.manual_seed(case)
-        a, b = (dict(tiny().state_dict()) for _ in range(2))
-        first = (a["0.weight"] * b["0.weight"][every]).sum((1, 2)) + (a["0.bias"] * b["0.bias"][every]).sum(1)
-        last = (a["4.weight"] * b["4.weight"][:, every].movedim(1, 0)).sum((1, 2)) + (a["4.bias"] * b["4.bias"]).sum()
-        middle = (a["2.weight"] * b["2.weight"][every][:, :, every].movedim(2, 1)).sum((2, 3))
-        second = (a["2.bias"] * b["2.bias"][every]).sum(1)
-        best = float((first[None, :] + (middle + second[:, None]) + last[:, None]).max())
+        a, b = tiny_states(case)
+        best = largest_inner_product(a, b)
         found = weight_matching(symmetry, a, b, list(a), seed=case)
         reached = inner(a, symmetry.permute(b, found.permutations), list(a))
         assert reached == pytest.approx(found.objective[-1], abs=1e-5)
