@@ -11,6 +11,7 @@ import typer
 
 from modeconn_cli import __version__
 from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.front.export import export
 from modeconn_cli.front.session import Session, complain, print_json, without_nan
 from modeconn_cli.runs.find import find, removable, remove
 
@@ -264,8 +265,8 @@ FORMATS = ("table", "csv", "markdown", "latex")
 
 @app.command()
 def connect(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint, .pt or .safetensors.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same architecture.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="A checkpoint, .pt or .safetensors, or RUN, RUN@t=0.3 ...")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another, of the same architecture.")],
     model: Annotated[
         str, typer.Option("--model", help="file.py:Net, package.module:build, or an architecture's name.")
     ],
@@ -308,7 +309,7 @@ def connect(
     else:
         # A file of arrays holds what its networks were fed, so nothing more is done to it.
         examples = ["dataset=arrays", f"dataset.path={quoted(data)}", "dataset.mean=[0]", "dataset.std=[1]"]
-    ends = f"endpoints.checkpoints=[{quoted(str(first))},{quoted(str(second))}]"
+    ends = f"endpoints.from=[{quoted(first)},{quoted(second)}]"
     given = [ends, *net, *examples, "endpoints.weight_decay=0", "curve.weight_decay=0", *(overrides or [])]
 
     def ask(*more: str, curved: Sequence[str] = ()) -> Session:
@@ -338,7 +339,7 @@ def connect(
         if as_json:
             print_json({"command": "connect", "exit_code": last.code, **entry})
         sys.exit(last.code)
-    answer, sentence = connection(entry["verdicts"], first.name, second.name, Metrics.of(entry))
+    answer, sentence = connection(entry["verdicts"], *(e["from"] for e in entry["endpoints"][:2]), Metrics.of(entry))
     chance = 100 * (1 - 1 / last.classes)
     lost = [e["from"] for e in entry["endpoints"] if e.get("test_error", 0) > 0.9 * chance]
     if lost:
@@ -356,6 +357,9 @@ def connect(
 
 
 CONNECT_STEPS = 2000  # gradient steps of a curve that `connect` fits
+
+
+app.command()(export)
 
 
 @app.command()
@@ -572,10 +576,11 @@ def complete_line(line: str) -> None:
         from modeconn_cli.front.compose import complete
 
         candidates = complete(rest, incomplete)
-    elif command.name in ("plot", "report", "show", "compare", "path"):
-        from modeconn_cli.runs.find import find_all
+    elif command.name in ("plot", "report", "export", "show", "compare", "path"):
+        from modeconn_cli.runs.find import run_names
 
-        candidates = [f"{name} " for name in sorted({f"{r.stage}/{r.name}" for r in find_all(Path("outputs"))})]
+        # A reference may go on with @ or #.
+        candidates = [name + ("" if command.name == "export" else " ") for name in run_names(Path("outputs"))]
     else:
         candidates = []
     print("\n".join(c for c in candidates if c.startswith(incomplete)))

@@ -15,6 +15,7 @@ is refused where it is given; :func:`check` then holds each value to its range a
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -99,6 +100,21 @@ def named_choice(node: Any, group: str) -> Any:
 
 def _default(f: dataclasses.Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+def keyword_option(name: str, kind: str, default: Any, doc: str) -> Callable[[type[T]], type[T]]:
+    """A class with an option whose name is a keyword of Python, which no field can be declared by; before @dataclass.
+
+    It is set and read with setattr and getattr, and left out of what a dataclass writes in Python for its fields.
+    """
+
+    def add(cls: type[T]) -> type[T]:
+        metadata = option(default, doc).metadata
+        cls.__annotations__ = {**inspect.get_annotations(cls), name: kind}
+        setattr(cls, name, field(default=default, init=False, repr=False, compare=False, metadata=metadata))
+        return cls
+
+    return add
 
 
 LARGEST_SEED = 2**31 - 1
@@ -330,6 +346,12 @@ class Training:
 
 
 @dataclass
+@keyword_option(
+    "from",
+    "list[str] | None",
+    None,
+    "Take the endpoints from these and train none: a file, or RUN, RUN@epoch=20, RUN@step=100, RUN@t=0.3, RUN#2.",
+)
 class Endpoints(Training):
     seeds: list[int] | None = option(
         None, "Seeds of the endpoints; null: 2*seed and 2*seed+1, a pair no other seed shares.", ge=0, le=LARGEST_SEED
@@ -345,6 +367,15 @@ class Endpoints(Training):
     checkpoints: list[str] | None = option(
         None, "Take the endpoints from these files (.pt, .safetensors) and train none."
     )
+    init_from: str | None = option(
+        None, "Train on from this network, every endpoint with its own order: a file, or RUN, RUN@epoch=20, RUN@t=0.3."
+    )
+
+    @property
+    def references(self) -> list[str] | None:
+        """endpoints.from."""
+        found: list[str] | None = getattr(self, "from")
+        return found
 
 
 class Sampling(Name):
@@ -360,7 +391,7 @@ class CurveBase(Training):
     fix_start: bool = option(True, "Hold the start where its endpoint is; false trains it too.")
     fix_end: bool = option(True, "Hold the end where its endpoint is; false trains it too.")
     init_from: str | None = option(
-        None, "Start from this curve's checkpoint.safetensors; null: bends evenly on the segment."
+        None, "Start from this curve: its run, or its checkpoint.safetensors; null: bends evenly on the segment."
     )
     t_sampling: Sampling = option(Sampling.stratified, "Draw t uniformly, or stratified over the steps of every epoch.")
     seed: int | None = option(
@@ -514,7 +545,7 @@ class Pipeline:
     )
     pairs: Pairing = option(
         Pairing.consecutive,
-        "run, where endpoints.seeds or endpoints.checkpoints name more than two: consecutive (first and second, third "
+        "run, where endpoints.seeds, .checkpoints or .from name more than two: consecutive (first and second, third "
         "and fourth) or all.",
     )
     paths: list[PathOf] = option([PathOf.segment, PathOf.curve], "run: what to measure between each pair.")
@@ -689,10 +720,11 @@ def _check_together(config: Config) -> None:
                 f"pipeline.replicates={pipeline.replicates} names the replicates, and seed={config.seed} another: drop "
                 "one of the two."
             )
-        if config.endpoints.seeds is not None or config.endpoints.checkpoints is not None:
+        given = [k for k in ("seeds", "checkpoints", "from") if getattr(config.endpoints, k) is not None]
+        if given:
             raise UserError(
-                "pipeline.replicates makes endpoints of its own, and endpoints.seeds or endpoints.checkpoints name "
-                "others: drop one of the two."
+                f"pipeline.replicates makes endpoints of its own, and endpoints.{given[0]} names others: drop one of "
+                "the two."
             )
     late = [e for e in config.endpoints.keep_epochs if e > config.endpoints.epochs]
     if late:

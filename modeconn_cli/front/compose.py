@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from modeconn_cli import settings
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.runs.directory import writable
+from modeconn_cli.runs.find import run_names
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -162,7 +163,7 @@ def _speaking_hydra(overrides: Sequence[str], config_dir: str | None) -> Iterato
     register_nodes()
     try:
         # kwargs take any name, which Hydra would want a + for.
-        yield [f"++{o}" if o.startswith("architecture.kwargs") else o for o in overrides]
+        yield [f"++{o}" if o.startswith("architecture.kwargs") else quoted_references(o) for o in overrides]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides, config_dir)) from None
 
@@ -330,6 +331,17 @@ def quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
+REFERENCES = ("endpoints.from", "endpoints.init_from", "endpoints.checkpoints", "curve.init_from")
+
+
+def quoted_references(override: str) -> str:
+    """An override whose references, as RUN@t=0.3 or RUN#2, are quoted: Hydra takes neither = nor # in a value."""
+    key, _, value = override.partition("=")
+    if key.lstrip("+") not in REFERENCES or "'" in value or '"' in value:
+        return override
+    return f"{key}=" + re.sub(r"[^\[\],]*[=#][^\[\],]*", lambda m: quoted(m.group().strip()), value)
+
+
 def nearest(wrong: str, right: Sequence[str]) -> str:
     """The part of a sentence that offers the nearest right word; empty where nothing is near."""
     near = difflib.get_close_matches(wrong, right, n=1, cutoff=0.4)
@@ -481,6 +493,9 @@ def complete(words: Sequence[str], incomplete: str) -> list[str]:
     group, _, name = key.partition(".")
     if key in groups():
         values = groups()[key]
+    elif key in REFERENCES:
+        bracket = "" if "," in value or key.endswith("init_from") else "["
+        values = [bracket + name for name in run_names(Path("outputs"))]
     elif name and group in settings.NODES:
         node = chosen_nodes(words)[group]
         bracket = "" if "," in value else "["

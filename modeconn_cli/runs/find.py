@@ -84,6 +84,11 @@ def find_all(root: Path) -> list[Found]:
     return [Found(p) for p in sorted(folders, key=lambda p: (p.stat().st_mtime, str(p)))]
 
 
+def run_names(root: Path) -> list[str]:
+    """STAGE/NAME of everything there, to choose from."""
+    return sorted({f"{r.stage}/{r.name}" for r in find_all(root)})
+
+
 def find(root: Path, wanted: str) -> Found:
     """The run a person means: a directory, or the beginning of a digest or name (its newest finished version).
 
@@ -92,7 +97,7 @@ def find(root: Path, wanted: str) -> Found:
     """
     given = Path(wanted)
     for folder in (given, given.parent):
-        if folder.is_dir() and folder.name[:1] == "v" and folder.name[1:].isdigit():
+        if is_version(folder):
             return Found(folder)
     every = find_all(root)
     fitting = [r for r in every if r.folder.parent == given or (given.is_dir() and r.folder.parent.samefile(given))]
@@ -116,6 +121,11 @@ def find(root: Path, wanted: str) -> Found:
         raise UserError(f"no run {wanted!r} under {root}/: `modeconn runs list` shows what is there.")
     done = [r for r in fitting if r.status == "done"]
     return max(done or fitting, key=lambda r: int(r.version[1:]))
+
+
+def is_version(folder: Path) -> bool:
+    """Whether a place is the directory of a run."""
+    return folder.is_dir() and folder.name[:1] == "v" and folder.name[1:].isdigit()
 
 
 @dataclass(frozen=True)
@@ -155,14 +165,14 @@ def removable(root: Path, keep: Sequence[str] = ()) -> list[Removal]:
     reasons = {run: reason(run) for run in every}
     by_place = {run.folder.parts[-3:]: run for run in every}
     needed: set[Found] = set()
-    waiting = [run for run, why in reasons.items() if why is None]
+    waiting = [run for run, why in reasons.items() if why is None or _busy(run)]
     while waiting:
         run = waiting.pop()
         if run not in needed:
             needed.add(run)
             above = [by_place.get(Path(u).parts[-3:]) for u in run.read("provenance.json").get("upstream", [])]
             waiting += [r for r in above if r is not None]
-    return [Removal(r, why) for r, why in reasons.items() if why is not None and r not in needed and not _busy(r)]
+    return [Removal(r, why) for r, why in reasons.items() if why is not None and r not in needed]
 
 
 def remove(run: Found) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from modeconn_cli import __version__
-from modeconn_cli.runs.directory import Run
 
 
-def provenance(upstream: Sequence[Run], more: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(upstream: Sequence[Path], more: Mapping[str, Any]) -> dict[str, Any]:
     """Where a result comes from: versions, machine, command, the upstream directories, and what the stage adds."""
     import numpy
     import torch
@@ -32,7 +31,7 @@ def provenance(upstream: Sequence[Run], more: Mapping[str, Any]) -> dict[str, An
         "host": socket.gethostname(),
         "threads": torch.get_num_threads(),
         "command": command_line(),
-        "upstream": [str(r.folder) for r in upstream],
+        "upstream": [*map(str, upstream)],
         **more,
     }
 

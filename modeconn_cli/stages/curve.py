@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ from torch import Tensor
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.families import paths
-from modeconn_cli.networks import read_metadata, read_state, write_state
+from modeconn_cli.networks import read_metadata, read_state, write_control_points
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import Sampling, recipe
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, pair_label
+from modeconn_cli.stages.referenced import curve_of
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
 from modeconn_cli.weights import FlatModule
 from modeconn_cli.work.context import Context
@@ -52,9 +55,23 @@ class FitCurve(Stage):
             fields["fixed"] = [options.fix_start, options.fix_end]
         if options.t_sampling is not Sampling.stratified:
             fields["t_sampling"] = str(options.t_sampling)
-        if options.init_from:
-            fields["init_from"] = hashlib.sha256(Path(options.init_from).read_bytes()).hexdigest()
+        if self.begun_from is not None:
+            fields["init_from"] = hashlib.sha256(self.begun_from[0].read_bytes()).hexdigest()
         return fields
+
+    @cached_property
+    def begun_from(self) -> tuple[Path, list[Path]] | None:
+        """The checkpoint of the curve that this one starts from, if any, and its run."""
+        init_from = self.context.config.curve.init_from
+        if not init_from:
+            return None
+        try:
+            return curve_of(init_from, self.context.root)
+        except UserError as error:
+            raise UserError(f"curve.init_from: {error}") from None
+
+    def made_from(self) -> Sequence[Path]:
+        return () if self.begun_from is None else self.begun_from[1]
 
     @property
     def gradient_steps(self) -> int:  # type: ignore[override]
@@ -63,10 +80,7 @@ class FitCurve(Stage):
 
     def check(self) -> None:
         """Raise UserError now, before anything is written, for a curve to start from that does not fit."""
-        init_from = self.context.config.curve.init_from
-        if init_from and not Path(init_from).is_file():
-            raise UserError(f"curve.init_from: no file {init_from}; give a curve's checkpoint.safetensors.")
-        if init_from:
+        if self.begun_from is not None:
             self._initial(self.context.net(0), None)
 
     def compute(self, run: Run) -> None:
@@ -86,8 +100,7 @@ class FitCurve(Stage):
             options.t_sampling,
         )
         fit(trainer, run, self.context)
-        named = {f"{k}.{name}": value for k, row in enumerate(control_points) for name, value in net.named(row).items()}
-        write_state(run, CHECKPOINT, named, {"path": self.kind, "control_points": len(control_points)})
+        write_control_points(run, net, control_points, self.kind)
 
     def control_points(self, net: FlatModule) -> Tensor:
         """W (K, P) as fitted, on the network's device."""
@@ -95,9 +108,8 @@ class FitCurve(Stage):
 
     def _initial(self, net: FlatModule, ends: Tensor | None) -> Tensor:
         """W (K, P) to start from, with these endpoints (2, P) where they are given."""
-        init_from = self.context.config.curve.init_from
-        if init_from:
-            W_kp = read_curve(Path(init_from), net, self.kind, self.path.vertices)
+        if self.begun_from is not None:
+            W_kp = read_curve(self.begun_from[0], net, self.kind, self.path.vertices)
         else:
             assert ends is not None
             share = torch.as_tensor(np.linspace(0, 1, self.path.vertices), dtype=ends.dtype, device=ends.device)

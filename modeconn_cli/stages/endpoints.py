@@ -1,9 +1,9 @@
-"""train-endpoints: one trained network a seed, or one taken from a file."""
+"""train-endpoints: one trained network a seed; stages/imported.py has those that come from elsewhere."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,17 +14,17 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.evaluator import Evaluator, metrics
 from modeconn_cli.evaluation.measured import split_note
 from modeconn_cli.families.point import Point
+from modeconn_cli.networks import CHECKPOINT as CHECKPOINT
 from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.results import task_note
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import Interpolation, recipe
+from modeconn_cli.stages.referenced import Machine, Referenced, referenced
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
 from modeconn_cli.weights import FlatModule, matching_state
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.fitting import fit
 from modeconn_cli.work.stage import Stage
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 class Endpoint(Stage):
@@ -69,7 +69,10 @@ class Endpoint(Stage):
 
 
 class TrainedEndpoint(Endpoint):
-    """Trained from initialisation; its BatchNorm statistics are then re-estimated on clean training data."""
+    """Trained from initialisation, or on from another network (endpoints.init_from).
+
+    Its BatchNorm statistics are then re-estimated on clean training data.
+    """
 
     def __init__(self, context: Context, seed: int) -> None:
         super().__init__(context)
@@ -78,6 +81,14 @@ class TrainedEndpoint(Endpoint):
         self.short_name = f"seed {seed}"
         self.init_seed = seed if options.init_seed is None else options.init_seed
         self.data_seed = seed if options.data_seed is None else options.data_seed
+        self.parent: Referenced | None = None
+        if options.init_from is not None:
+            if options.init_seed is not None:
+                raise UserError(
+                    "endpoints.init_from and endpoints.init_seed are both given: training starts from the one or from "
+                    "the other; drop one."
+                )
+            self.parent = named_by("endpoints.init_from", options.init_from, context)
 
     @property
     def label(self) -> str:
@@ -86,13 +97,17 @@ class TrainedEndpoint(Endpoint):
     def fields(self) -> dict[str, Any]:
         options = self.context.config.endpoints
         keep = {k: sorted(set(getattr(options, k))) for k in ("keep_epochs", "keep_steps") if getattr(options, k)}
+        start = {"init_seed": self.init_seed} if self.parent is None else {"init_from": self.parent.content}
         return {
             **self.context.task_fields(),
             "recipe": recipe(options),
-            "init_seed": self.init_seed,
+            **start,
             "data_seed": self.data_seed,
             **keep,
         }
+
+    def made_from(self) -> Sequence[Path]:
+        return () if self.parent is None else self.parent.upstream
 
     @property
     def gradient_steps(self) -> int:  # type: ignore[override]
@@ -104,10 +119,16 @@ class TrainedEndpoint(Endpoint):
         late = [s for s in self.context.config.endpoints.keep_steps if s > self.gradient_steps]
         if late:
             raise UserError(f"endpoints.keep_steps={late} lies after the last step, {self.gradient_steps}.")
+        if self.parent is not None:
+            matching_state(self.context.module(), self.parent.outline(), self.parent.text)
 
     def compute(self, run: Run) -> None:
         options = self.context.config.endpoints
         net = self.context.net(self.init_seed)
+        start: dict[str, Any] = {"init_seed": self.init_seed}
+        if self.parent is not None:
+            load(net, self.parent, self.context)
+            start = {"init_from": {"reference": self.parent.text, "sha256": self.parent.content}}
         task = self.context.training_task(options)
         trainer = Trainer(net, Point(), net.point[None], slice(0, 1), task, options, self.data_seed)
         kept = {e * trainer.steps_per_epoch: f"checkpoint-epoch{e}.safetensors" for e in options.keep_epochs}
@@ -127,40 +148,30 @@ class TrainedEndpoint(Endpoint):
             net,
             {
                 "seed": self.seed,
-                "init_seed": self.init_seed,
+                **start,
                 "data_seed": self.data_seed,
                 "gradient_steps": trainer.total_steps,
             },
         )
 
 
-class ImportedEndpoint(Endpoint):
-    """A network from a file, as it is there: weights and buffers."""
+def named_by(key: str, reference: str, context: Context) -> Referenced:
+    """The network that a setting refers to; what is wrong with it is said of the setting."""
+    try:
+        return referenced(reference, context.root)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
-    def __init__(self, context: Context, file: str) -> None:
-        super().__init__(context)
-        self.file = Path(file)
-        self.short_name = self.file.name
-        if not self.file.is_file():
-            raise UserError(f"endpoints.checkpoints: no file {file}; give paths of .pt or .safetensors files.")
 
-    @property
-    def label(self) -> str:
-        return f"{self.context.label}-file"  # the same for the same content, whatever the file is called
+@torch.no_grad()
+def load(net: FlatModule, network: Referenced, context: Context) -> None:
+    """Make a network, weights and buffers, the one that is referred to.
 
-    def fields(self) -> dict[str, Any]:
-        return {**self.context.task_fields(), "file": hashlib.sha256(self.file.read_bytes()).hexdigest()}
-
-    def check(self) -> dict[str, Tensor]:
-        """The file's state; UserError now, before anything is written, for one that does not fit."""
-        return matching_state(self.context.module(), read_state(self.file), str(self.file))
-
-    def compute(self, run: Run) -> None:
-        net = self.context.net(0)
-        state = matching_state(net.module, read_state(self.file), str(self.file))
-        with torch.no_grad():
-            net.module.load_state_dict(state)
-        self.write(run, self.context.evaluator(net, Interpolation()), net, {"file": str(self.file)})
+    Raises:
+        UserError: it is of another architecture.
+    """
+    state = network.state(Machine(context.config.runtime, context.reporter))
+    net.module.load_state_dict(matching_state(net.module, state, network.text))
 
 
 def pair_label(start: Endpoint, end: Endpoint) -> str:

@@ -80,6 +80,6 @@ def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Pa
             with writable(run.folder):
                 draw_into(run, folders).write(run)
                 made = {"kind": Plot.makes, "groups": list(dict.fromkeys(g for r in chosen for g in r.groups))}
-                run.write_json("provenance.json", provenance([Run(f, "cached", "") for f in folders], made))
+                run.write_json("provenance.json", provenance(folders, made))
                 run.finish()
     return [run.folder / "plot.png", run.folder / "plot.svg"]

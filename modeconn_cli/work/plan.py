@@ -8,8 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import torch
-
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation.buffers import norm_layers
 from modeconn_cli.report.plots import PathResult
@@ -18,8 +16,9 @@ from modeconn_cli.results import SUMMARY, Result, read_summary
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import BatchNorm, Config, Match, Pairing, PathOf, Rebasin, Renormalise, check
 from modeconn_cli.stages.curve import FitCurve
-from modeconn_cli.stages.endpoints import Endpoint, ImportedEndpoint, TrainedEndpoint, recorded_metrics
+from modeconn_cli.stages.endpoints import Endpoint, TrainedEndpoint, recorded_metrics
 from modeconn_cli.stages.evaluate import MeasuredCurve
+from modeconn_cli.stages.imported import SAME, imported_endpoints
 from modeconn_cli.stages.interpolate import Segment
 from modeconn_cli.stages.merge import Merged
 from modeconn_cli.stages.plot import Plot
@@ -28,10 +27,6 @@ from modeconn_cli.work.context import Context
 from modeconn_cli.work.measuring import MeasuredPath
 from modeconn_cli.work.reporting import Reporter
 from modeconn_cli.work.stage import Stage, execute
-
-SAME = (
-    "the same network, so there is no path between them: give two different endpoints.seeds or endpoints.checkpoints."
-)
 
 TOGETHER = (Match.merge_many, Match.c2m3)
 
@@ -316,10 +311,10 @@ def _identified(plan: Plan) -> Plan:
 def _two(endpoints: Sequence[Endpoint], context: Context, command: str) -> tuple[Endpoint, Endpoint]:
     """The two endpoints of a path, which must be two and differ."""
     if len(endpoints) != 2:
-        if context.config.endpoints.checkpoints is not None:
-            raise UserError(
-                f"{command} joins two endpoints, and endpoints.checkpoints names {len(endpoints)}: give two files."
-            )
+        options = context.config.endpoints
+        if options.checkpoints is not None or options.references is not None:
+            key = "checkpoints" if options.references is None else "from"
+            raise UserError(f"{command} joins two endpoints, and endpoints.{key} names {len(endpoints)}: give two.")
         raise UserError(
             f"{command} joins two endpoints, and {len(endpoints)} are given: use endpoints.seeds=[0,1], or sweep "
             "pairs with --multirun 'endpoints.seeds=[0,1],[2,3]'."
@@ -332,19 +327,8 @@ def _two(endpoints: Sequence[Endpoint], context: Context, command: str) -> tuple
 
 def _endpoints(context: Context) -> list[Endpoint]:
     options, seed = context.config.endpoints, context.config.seed
-    if options.checkpoints is not None:
-        if options.seeds is not None:
-            raise UserError(
-                "endpoints.checkpoints and endpoints.seeds are both given: endpoints come from files or from "
-                "training; drop one."
-            )
-        if not options.checkpoints:
-            raise UserError("endpoints.checkpoints=[] names no file; give two checkpoints, as [a.pt,b.safetensors].")
-        imported = [ImportedEndpoint(context, file) for file in options.checkpoints]
-        states = [endpoint.check() for endpoint in imported]
-        for (a, first), (b, second) in itertools.combinations(zip(imported, states, strict=True), 2):
-            if all(torch.equal(v, second[k]) for k, v in first.items()):
-                raise UserError(f"{a.file} and {b.file} hold {SAME}")
+    imported = imported_endpoints(context)
+    if imported is not None:
         return [*imported]
     seeds = [2 * seed, 2 * seed + 1] if options.seeds is None else options.seeds
     if len(set(seeds)) < len(seeds):

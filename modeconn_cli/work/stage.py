@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
@@ -53,6 +54,10 @@ class Stage(ABC):
         """Every group of the configuration that the result depends on."""
         return [*dict.fromkeys([g for u in self.upstream for g in u.shaped_by] + [*self.groups])]
 
+    def made_from(self) -> Sequence[Path]:
+        """Finished runs besides upstream stages that the result is made from, by reference; they are kept with it."""
+        return ()
+
     @cached_property
     def identity(self) -> Identity:
         return Identity(self.name, self.VERSION, self.label, self.fields(), [u.identity.digest for u in self.upstream])
@@ -95,6 +100,9 @@ def execute(stage: Stage, force: bool) -> Run:
 def _compute(stage: Stage, run: Run, started: float) -> None:
     context = stage.context
     run.write_text("config.yaml", yaml.safe_dump(plain(context.config), sort_keys=False))
+    upstream = [*(u.result.folder for u in stage.upstream), *stage.made_from()]
+    # From the beginning, so that what begun work stands on is not removed.
+    run.write_json("provenance.json", provenance(upstream, {"kind": stage.makes, "groups": stage.shaped_by}))
     run.log(f"{run.status}: {run.why}")
     try:
         result = stage.compute(run)
@@ -121,6 +129,6 @@ def _compute(stage: Stage, run: Run, started: float) -> None:
         "status": run.status,
         "seconds": round(time.time() - started, 3),
     }
-    run.write_json("provenance.json", provenance([u.result for u in stage.upstream], more))
+    run.write_json("provenance.json", provenance(upstream, more))
     run.log("finished")
     run.finish()

@@ -79,8 +79,9 @@ OTHER: dict[str, dict[str, Any]] = {
 ASIDE = {
     "dataset.name", "dataset.source", "dataset.data_dir", "dataset.download", "dataset.test_size", "dataset.shrink",
     "dataset.pad_to", "dataset.crop_padding", "dataset.flip", "architecture.name", "architecture.family",
-    "endpoints.seeds", "endpoints.checkpoints", "curve.init_from", "interpolation.path",
-    "interpolation.batch_size", "interpolation.bootstrap", "interpolation.confidence", "interpolation.connected_below",
+    "endpoints.seeds", "endpoints.checkpoints", "endpoints.from", "endpoints.init_from", "curve.init_from",
+    "interpolation.path", "interpolation.batch_size", "interpolation.bootstrap", "interpolation.confidence",
+    "interpolation.connected_below",
 }  # fmt: skip
 CHANGES = {"dataset": ALL, "architecture": ALL, "endpoints": ALL, "curve": {"fit-curve", "evaluate", "plot"},
            "interpolation": {"interpolate", "evaluate", "plot"}}  # fmt: skip

@@ -1,0 +1,46 @@
+"""A finished run's settings, as its config.yaml has them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import yaml
+
+from modeconn_cli import settings
+from modeconn_cli.errors import UserError
+from modeconn_cli.runs.find import Found
+
+
+def recorded_config(run: Found, runtime: settings.Runtime) -> settings.Config:
+    """The configuration that a run was made with, on the machine that ``runtime`` describes.
+
+    Settings that were added since have their defaults.
+
+    Raises:
+        UserError: config.yaml is missing or is not one of modeconn's.
+    """
+    file = run.folder / "config.yaml"
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        groups = {k: _node(k, v) for k, v in content.items() if k in settings.NODES and k != "runtime"}
+        return settings.Config(seed=int(content["seed"]), **groups, runtime=runtime)
+    except OSError:
+        raise UserError(f"{file} is not there, which names the data and the architecture of that run.") from None
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{file} cannot be read as settings ({why}).") from None
+
+
+def _node(group: str, content: dict[str, Any]) -> Any:
+    """A group's settings as the class whose fields they are."""
+    from omegaconf import OmegaConf
+
+    def fit(node: type) -> tuple[int, int]:
+        names = {f.name for f in dataclasses.fields(node)}
+        return len(names & content.keys()), -len(names)
+
+    node = max(settings.NODES[group].values(), key=fit)
+    known = {f.name for f in dataclasses.fields(node)}
+    given = {k: v for k, v in content.items() if k in known}
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), given))
