@@ -71,6 +71,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "endpoints.keep_steps": {"keep_steps": [1]},
     "endpoints.init_seed": {"init_seed": 9},
     "endpoints.data_seed": {"data_seed": 9},
+    "curve.kind": {"kind": "chain"},
     "curve.seed": {"seed": 9},
     "interpolation.bn_examples": {"bn_examples": 10},
     "interpolation.train_examples": {"train_examples": 10},
