@@ -339,7 +339,8 @@ def connect(
         if as_json:
             print_json({"command": "connect", "exit_code": last.code, **entry})
         sys.exit(last.code)
-    answer, sentence = connection(entry["verdicts"], *(e["from"] for e in entry["endpoints"][:2]), Metrics.of(entry))
+    first, second = (str(e["from"]) for e in entry["endpoints"][:2])  # as they are told apart
+    answer, sentence = connection(entry["verdicts"], first, second, Metrics.of(entry))
     chance = 100 * (1 - 1 / last.classes)
     lost = [e["from"] for e in entry["endpoints"] if e.get("test_error", 0) > 0.9 * chance]
     if lost:

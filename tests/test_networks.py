@@ -151,7 +151,9 @@ def test_a_saved_state_is_what_pytorch_reads(suffix: str, tmp_path: Path) -> Non
 # ------------------------------------------------------------------------------------------------------- runs
 
 
-def made(root: Path, stage: str, name: str, provenance: dict[str, Any], *files: str) -> Found:
+def made(
+    root: Path, stage: str, name: str, provenance: dict[str, Any], *files: str, summary: dict[str, Any] | None = None
+) -> Found:
     """A finished run directory with these checkpoints."""
     folder = root / stage / name / "v1"
     folder.mkdir(parents=True)
@@ -159,6 +161,7 @@ def made(root: Path, stage: str, name: str, provenance: dict[str, Any], *files: 
     for file in files:
         write_state(run, file, {"w": torch.ones(1)})
     run.write_json("provenance.json", provenance)
+    run.write_json("summary.json", summary or {})
     run.finish()
     return Found(folder)
 
@@ -178,10 +181,12 @@ def test_a_run_without_networks_says_so(tmp_path: Path) -> None:
         open_networks("net-b")
 
 
-def test_endpoints_are_found_by_their_kind_and_in_older_directories_by_what_they_stand_on(tmp_path: Path) -> None:
-    old = made(tmp_path, "train-endpoints", "old-0000", {"upstream": []}, CHECKPOINT)
+def test_endpoints_are_found_by_their_kind_and_in_older_directories_by_what_they_found(tmp_path: Path) -> None:
+    old = made(tmp_path, "train-endpoints", "old-0000", {"upstream": []}, CHECKPOINT, summary={"metrics": {}})
     tuned = made(tmp_path, "anything", "tuned-1111", {"kind": "endpoint", "upstream": [str(old.folder)]}, CHECKPOINT)
-    aligned = made(tmp_path, "rebasin", "al-2222", {"upstream": [str(old.folder), str(tuned.folder)]}, CHECKPOINT)
+    above = {"upstream": [str(old.folder), str(tuned.folder)]}
+    found = {"metrics": {}, "objective_after": 1.0}
+    aligned = made(tmp_path, "rebasin", "al-2222", above, CHECKPOINT, summary=found)
     path = made(tmp_path, "p", "path-3333", {"kind": "path", "upstream": [str(tuned.folder), str(aligned.folder)]})
     assert endpoints_behind(old) == [old]
     assert endpoints_behind(tuned) == [tuned]

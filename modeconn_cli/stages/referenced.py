@@ -199,7 +199,7 @@ def networks_in(run: Found) -> Networks:
         if path is None:
             raise UserError(f"{run.folder} holds no network: it is a result of {run.stage}.")
         return path.networks
-    found = read_networks(checkpoint, _what(run))
+    found = read_networks(checkpoint, run.kind)
     kept = sorted(
         (m.group(1) == "step", int(m.group(2)), p)
         for p in run.folder.glob("checkpoint-*.safetensors")
@@ -372,8 +372,3 @@ def _ends(run: Found) -> tuple[Found, Found]:
     if len(above) != 2 or not all((e.folder / CHECKPOINT).is_file() for e in above):
         raise UserError(f"{run.folder} was made from endpoints that are gone, or are not two.")
     return above[0], above[1]
-
-
-def _what(run: Found) -> str:
-    summary = run.read("summary.json")
-    return "merged" if "merged" in summary else "aligned" if "certificate" in summary else "endpoint"
