@@ -341,8 +341,8 @@ def connect(
         sys.exit(last.code)
     first, second = (str(e["from"]) for e in entry["endpoints"][:2])  # as they are told apart
     answer, sentence = connection(entry["verdicts"], first, second, Metrics.of(entry))
-    chance = 100 * (1 - 1 / last.classes)
-    lost = [e["from"] for e in entry["endpoints"] if e.get("test_error", 0) > 0.9 * chance]
+    chance = 100 * (1 - 1 / max(last.classes, 1))
+    lost = [e["from"] for e in entry["endpoints"] if last.classes and e["test_error"] > 0.9 * chance]
     if lost:
         complain(
             f"{' and '.join(lost)} do little better than chance ({chance:.0f}% error): were they trained on inputs "

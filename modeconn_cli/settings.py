@@ -139,6 +139,11 @@ class Source(Name):
     cifar100 = "cifar100"
     svhn = "svhn"
     arrays = "arrays"
+    custom = "custom"
+    yacht = "yacht"
+    energy = "energy"
+    concrete = "concrete"
+    airfoil = "airfoil"
 
 
 class SplitBy(Name):
@@ -150,6 +155,18 @@ class Channels(Name):
     auto = "auto"
     first = "first"
     last = "last"
+
+
+class Inputs(Name):
+    auto = "auto"
+    continuous = "continuous"
+    integers = "integers"
+
+
+INPUTS = (
+    "integers: whole numbers reach the network as they are (token ids); continuous: as real numbers, normalised; auto: "
+    "integers where rows of whole numbers from 0 are stored and the network takes them."
+)
 
 
 @dataclass
@@ -176,10 +193,13 @@ class DatasetBase:
     download: bool = option(False, "Let torchvision download missing files.", identity=False)
 
 
-@choice("dataset", "digits", "fashion_mnist", "mnist", "kmnist", "cifar10", "cifar100", "svhn")
+@choice(
+    "dataset", "digits", "fashion_mnist", "mnist", "kmnist", "cifar10", "cifar100", "svhn",
+    "yacht", "energy", "concrete", "airfoil",
+)  # fmt: skip
 @dataclass
 class Dataset(DatasetBase):
-    """A data set of images that is embedded or looked for."""
+    """A data set that is embedded or looked for: images with labels, or UCI's tables of numbers."""
 
 
 @choice("dataset", "two_spirals")
@@ -195,6 +215,85 @@ class TwoSpirals(Dataset):
 class Arrays(Dataset):
     path: str = option("", "A .npz or .safetensors file with x_train, y_train, x_test, y_test.", identity=False)
     channels: Channels = option(Channels.auto, "Where images keep their channels: first (NCHW), last (NHWC) or auto.")
+    inputs: Inputs = option(Inputs.auto, INPUTS)
+
+
+@choice("dataset", "custom")
+@dataclass
+class CustomData(Dataset):
+    target: str = option(
+        "",
+        "my_package.my_module:load or path/to/file.py:load, called for x_train, y_train, x_test, y_test by name, or "
+        "for a pair (train, test) of torch data sets.",
+    )
+    kwargs: dict[str, Any] = option({}, "Arguments of that call.")
+    channels: Channels = option(Channels.auto, "Where images keep their channels: first (NCHW), last (NHWC) or auto.")
+    inputs: Inputs = option(Inputs.auto, INPUTS)
+
+
+# ------------------------------------------------------------------------------------------------- tasks
+
+
+class Convention(Name):
+    above_line = "above_line"
+    above_mean = "above_mean"
+    above_max = "above_max"
+    midpoint = "midpoint"
+
+
+class Likelihood(Name):
+    squared = "squared"
+    gaussian = "gaussian"
+    huber = "huber"
+
+
+@dataclass
+class TaskBase:
+    kind: str = option("auto", "What is learnt from the data's targets.", names="task")
+    verdict_column: str | None = option(
+        None, "Column whose barrier on the test split decides whether a path connects; null: the task's own.",
+        identity=False,
+    )  # fmt: skip
+    verdict_convention: Convention | None = option(
+        None, "Convention of that barrier; null: the task's own, above_mean.", identity=False
+    )
+    verdict_below: float | None = option(
+        None, "Connected when that barrier is below this, in the column's unit; null: the task's own.", gt=0,
+        identity=False,
+    )  # fmt: skip
+
+
+@choice("task", "auto", "classify")
+@dataclass
+class Classification(TaskBase):
+    """Labels are classes; auto: where targets are numbers and not labels, what Regression does by default."""
+
+
+@choice("task", "regress")
+@dataclass
+class Regression(TaskBase):
+    likelihood: Likelihood = option(
+        Likelihood.squared,
+        "squared: mean squared error; gaussian: the network gives mean and log-variance, two outputs a target; huber.",
+    )
+    delta: float = option(1.0, "huber: residual at which the loss turns from square to linear, on its own scale.", gt=0)
+    normalise: bool = option(
+        True, "Learn targets of mean 0 and deviation 1, as measured on the training split; false: as they are."
+    )
+    unit: str = option("", "Unit of the targets, for tables and axes.", identity=False)
+
+
+@choice("task", "custom")
+@dataclass
+class CustomTask(TaskBase):
+    target: str = option(
+        "",
+        "my_package.my_module:name or path/to/file.py:name of a function of output and target, or of a class that "
+        "makes one or has loss(output, batch), scores(output, batch) and columns.",
+    )
+    kwargs: dict[str, Any] = option({}, "Arguments that a class is made with.")
+    outputs: int | None = option(None, "Numbers a network gives an example; null: one a target, or one a class.", ge=1)
+    normalise: bool = option(False, "Targets of mean 0 and deviation 1, as measured on the training split.")
 
 
 # ------------------------------------------------------------------------------------------ architectures
@@ -595,6 +694,9 @@ class Config:
     )
     dataset: Dataset = field(default_factory=Dataset, metadata={"doc": "What the networks learn."})
     architecture: Architecture = field(default_factory=lambda: MLP(), metadata={"doc": "The network."})
+    task: TaskBase = field(
+        default_factory=lambda: Classification(), metadata={"doc": "What is learnt, and when a path connects."}
+    )
     endpoints: Endpoints = field(
         default_factory=Endpoints, metadata={"doc": "How endpoints are trained, or where they come from."}
     )
@@ -621,6 +723,7 @@ def nodes_of(group: str) -> dict[str, type]:
 NODES: dict[str, dict[str, type]] = {
     "dataset": nodes_of("dataset"),
     "architecture": nodes_of("architecture"),
+    "task": nodes_of("task"),
     "endpoints": {"_endpoints": Endpoints},
     "curve": nodes_of("curve"),
     "interpolation": {"_interpolation": Interpolation},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from modeconn_cli.data.formats import Raw, tensor
 from modeconn_cli.errors import UserError
-from modeconn_cli.settings import Arrays, Channels
+from modeconn_cli.settings import Arrays, Channels, Inputs
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+# What targets are read as: labels; numbers; numbers where they are stored as floating point; or auto, which also takes
+# floating point that is whole, or one-hot rows, for labels.
+Targets = Literal["classes", "numbers", "floats", "auto"]
 EXACT = 2**53  # beyond this a float no longer holds every integer
 
 
@@ -34,40 +38,55 @@ def find(dataset: Arrays) -> Path:
     return path
 
 
-def read(dataset: Arrays) -> Raw:
-    """x of any shape and type as uint8 or float32 (images N, C, H, W), y as 0..classes-1 in sorted order.
+def read(dataset: Arrays, targets: Targets = "classes") -> Raw:
+    """The arrays of a file, as :func:`raw_of` makes them."""
+    path = find(dataset)
+    found = _npz(path) if path.suffix == ".npz" else _safetensors(path)
+    return raw_of(found, str(path), dataset.channels, dataset.inputs, targets)
+
+
+def raw_of(
+    found: Mapping[str, NDArray[Any]],
+    origin: str,
+    channels: Channels = Channels.auto,
+    inputs: Inputs = Inputs.auto,
+    targets: Targets = "classes",
+) -> Raw:
+    """Arrays by the names of KEYS, checked.
+
+    x of any shape becomes uint8, float32 or int64 (images N, C, H, W), labels 0..classes-1 in sorted order, numbers
+    float64 (N,) or (N, T).
 
     Raises UserError for arrays that are missing, empty, of unequal lengths, not numbers, or not finite.
     """
-    path = find(dataset)
-    found = _npz(path) if path.suffix == ".npz" else _safetensors(path)
     wanted = KEYS if "x_test" in found or "y_test" in found else KEYS[:2]
     if missing := [k for k in wanted if k not in found]:
         alike = {k.lower(): k for k in found}
         cased = [f"{alike[k]} is to be called {k}" for k in missing if k in alike]
         what_to_do = " and ".join(cased) or "rename the arrays, or add them"
         raise _refused(
-            f"{path}: no {' or '.join(missing)} in it; wanted {', '.join(KEYS)} (without a test split, the first two "
+            f"{origin}: no {' or '.join(missing)} in it; wanted {', '.join(KEYS)} (without a test split, the first two "
             f"and dataset.test_size), found {', '.join(found) or 'nothing'}; {what_to_do}"
         )
     splits = ("train", "test") if "x_test" in found else ("train",)
     for split in splits:
         x, y = found[f"x_{split}"], found[f"y_{split}"]
         if x.ndim == 0 or y.ndim == 0 or x.size == 0 or y.size == 0:
-            raise _refused(f"{path}: x_{split} {x.shape} or y_{split} {y.shape} is empty; add examples")
+            raise _refused(f"{origin}: x_{split} {x.shape} or y_{split} {y.shape} is empty; add examples")
         if len(x) != len(y):
-            raise _refused(f"{path}: x_{split} holds {len(x)} examples, y_{split} {len(y)}; make them equal")
-    xs = [_inputs(found[f"x_{split}"], f"{path}: x_{split}", dataset.channels) for split in splits]
-    ys, classes = _labels([found[f"y_{split}"] for split in splits], path)
+            raise _refused(f"{origin}: x_{split} holds {len(x)} examples, y_{split} {len(y)}; make them equal")
+    integers = _stay_integers([found[f"x_{split}"] for split in splits], inputs, origin)
+    xs = [_inputs(found[f"x_{split}"], f"{origin}: x_{split}", channels, integers) for split in splits]
+    ys, classes, names = _targets([found[f"y_{split}"] for split in splits], origin, targets)
     if len(xs) == 1:
-        return Raw(xs[0], ys[0], None, None, classes)
+        return Raw(xs[0], ys[0], None, None, classes, names)
     if xs[0].dtype != xs[1].dtype:
         types = f"x_train is {found['x_train'].dtype} and x_test {found['x_test'].dtype}"
-        raise _refused(f"{path}: {types}: only uint8 is scaled by 1/255; store both alike")
+        raise _refused(f"{origin}: {types}: only uint8 is scaled by 1/255; store both alike")
     if xs[0].shape[1:] != xs[1].shape[1:]:
         shapes = [tuple(x.shape[1:]) for x in xs]
-        raise _refused(f"{path}: examples are {shapes[0]} in x_train, {shapes[1]} in x_test; use one shape")
-    return Raw(xs[0], ys[0], xs[1], ys[1], classes)
+        raise _refused(f"{origin}: examples are {shapes[0]} in x_train, {shapes[1]} in x_test; use one shape")
+    return Raw(xs[0], ys[0], xs[1], ys[1], classes, names)
 
 
 def _npz(path: Path) -> dict[str, NDArray[Any]]:
@@ -104,10 +123,22 @@ def _safetensors(path: Path) -> dict[str, NDArray[Any]]:
 _NUMPY = (torch.float16, torch.float32, torch.float64)
 
 
-def _inputs(x: NDArray[Any], what: str, channels: Channels) -> Tensor:
-    """uint8 kept, every other number as float32; channels moved to the second dimension."""
+def _stay_integers(xs: list[NDArray[Any]], inputs: Inputs, origin: str) -> bool:
+    """Whether inputs are to reach the network as integers: asked for, or rows of whole numbers from 0, as token ids."""
+    whole = all(x.dtype.kind in "iu" for x in xs)
+    if inputs == Inputs.integers and not whole:
+        raise _refused(f"{origin}: dataset.inputs=integers, but x_train is {xs[0].dtype}; store integers")
+    if inputs != Inputs.auto:
+        return inputs == Inputs.integers
+    return whole and all(x.itemsize > 1 and x.ndim == 2 and x.min() >= 0 for x in xs)
+
+
+def _inputs(x: NDArray[Any], what: str, channels: Channels, integers: bool) -> Tensor:
+    """uint8 kept, integers as int64 where they are to stay so, every other number as float32; channels moved second."""
     if x.dtype.kind not in "biuf":
         raise _refused(f"{what} is {x.dtype}; numbers are read (bool, integer or float); convert it")
+    if integers:
+        return tensor(x.astype(np.int64).reshape(len(x), -1) if x.ndim == 1 else x.astype(np.int64))
     if x.dtype != np.uint8:
         if x.dtype.kind == "f" and not np.isfinite(x).all():
             raise _refused(f"{what} holds NaN or infinity; remove or replace those examples")
@@ -127,27 +158,64 @@ def _inputs(x: NDArray[Any], what: str, channels: Channels) -> Tensor:
     return tensor(x)
 
 
-def _labels(ys: list[NDArray[Any]], path: Path) -> tuple[list[Tensor], int]:
+def _targets(
+    ys: list[NDArray[Any]], origin: str, wanted: Targets
+) -> tuple[list[Tensor], int | None, tuple[str, ...] | None]:
+    """Labels with the number and names of their classes, or float64 numbers."""
+    numeric = all(y.dtype.kind in "biuf" for y in ys)
+    if wanted == "numbers" and not numeric:
+        raise _refused(f"{origin}: y_train is {ys[0].dtype}; task=regress learns numbers, task=classify labels")
+    floats = all(y.dtype.kind == "f" for y in ys)
+    if wanted == "numbers" or (floats and wanted == "floats") or (floats and wanted == "auto" and not _are_labels(ys)):
+        return (
+            [_numbers(y, f"{origin}: {name}") for y, name in zip(ys, ("y_train", "y_test"), strict=False)],
+            None,
+            None,
+        )
+    return _labels(ys, origin)
+
+
+def _are_labels(ys: list[NDArray[Any]]) -> bool:
+    """Whether floating-point targets are class labels all the same: whole numbers, or one-hot rows."""
+    if any(y.ndim > 2 or not np.isfinite(y).all() for y in ys):
+        return True  # which is refused, and said why, as labels are
+    if all(y.ndim == 1 or y.shape[1] == 1 for y in ys):
+        return all((y == np.round(y)).all() for y in ys)
+    return all(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all() for y in ys)
+
+
+def _numbers(y: NDArray[Any], what: str) -> Tensor:
+    if y.ndim > 2:
+        raise _refused(f"{what} has shape {y.shape}; give one target an example, or a row of them")
+    values = y.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise _refused(f"{what} holds NaN or infinity; remove or replace those examples")
+    return tensor(values[:, 0].copy() if values.ndim == 2 and values.shape[1] == 1 else values)
+
+
+def _labels(ys: list[NDArray[Any]], origin: str) -> tuple[list[Tensor], int, tuple[str, ...] | None]:
     plain: list[NDArray[Any]] = []
     columns: set[int] = set()
     for y, name in zip(ys, ("y_train", "y_test"), strict=False):
         values = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
         if values.ndim == 2:
             columns.add(values.shape[1])
-            plain.append(_decoded(values, f"{path}: {name}"))
+            plain.append(_decoded(values, f"{origin}: {name}"))
         elif values.ndim == 1:
             columns.add(0)
-            plain.append(_comparable(values, f"{path}: {name}"))
+            plain.append(_comparable(values, f"{origin}: {name}"))
         else:
-            raise _refused(f"{path}: {name} has shape {y.shape}; give one label an example, or one-hot rows")
+            raise _refused(f"{origin}: {name} has shape {y.shape}; give one label an example, or one-hot rows")
     if len(columns) > 1 or len({values.dtype.kind for values in plain}) > 1:
-        raise _refused(f"{path}: y_train and y_test hold labels of different kinds; store both alike")
+        raise _refused(f"{origin}: y_train and y_test hold labels of different kinds; store both alike")
     seen = np.unique(np.concatenate(plain))
     if len(seen) < 2:
-        raise _refused(f"{path}: every label is {seen[0]}; a classifier needs two classes or more")
+        raise _refused(f"{origin}: every label is {seen[0]}; a classifier needs two classes or more")
     if one_hot := columns.pop():
-        return [tensor(values) for values in plain], one_hot
-    return [tensor(np.searchsorted(seen, values).astype(np.int64)) for values in plain], len(seen)
+        return [tensor(values) for values in plain], one_hot, None
+    codes = [tensor(np.searchsorted(seen, values).astype(np.int64)) for values in plain]
+    words = [v.decode() if isinstance(v, bytes) else str(v) for v in seen.tolist()]
+    return codes, len(seen), None if words == [str(i) for i in range(len(seen))] else tuple(words)
 
 
 def _decoded(y: NDArray[Any], what: str) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modeconn_cli.data.arrays import Targets
 from modeconn_cli.data.augment import Augment, AugmentDraw
 from modeconn_cli.data.formats import Raw
 from modeconn_cli.data.sources import checksum, how_to_get, random_state, read, search
@@ -30,7 +31,7 @@ CHUNK = 2048  # examples converted to float64 at a time when measuring
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Examples as stored: x (N, *shape) uint8 or float32, y (N,) int64."""
+    """Examples as stored: x (N, *shape) uint8, float32 or int64; y (N,) int64 labels, or targets (N,) or (N, T)."""
 
     name: str  # train, validation or test
     x: Tensor
@@ -48,18 +49,44 @@ class Data:
     """A data set ready to train on.
 
     ``test`` is the split to report: the validation split, named so, with ``use_test=false``.
-    ``mean`` and ``std`` broadcast against one batch (N, *shape); for uint8 they are on the 0..1 scale.
+    ``mean`` and ``std`` broadcast against one batch (N, *shape); for uint8 they are on the 0..1 scale. ``classes``
+    is None where the targets are numbers; ``class_names`` are the labels as they were stored, where not 0, 1, 2.
+    With ``integers`` inputs reach the network as they are.
     """
 
     train: Split
     validation: Split | None
     test: Split
-    classes: int
+    classes: int | None
     shape: tuple[int, ...]
     mean: Tensor
     std: Tensor
     augment: Augment
     checksum: str
+    class_names: tuple[str, ...] | None = None
+    integers: bool = False
+
+    @property
+    def targets(self) -> int:
+        """Numbers that an example's target has: 1, or T of targets (N, T)."""
+        return 1 if self.train.y.dim() == 1 else self.train.y.shape[1]
+
+    @property
+    def largest(self) -> int | None:
+        """The largest of inputs that are integers, over all splits; None where they are real numbers."""
+        splits = [s for s in (self.train, self.validation, self.test) if s is not None]
+        return max(int(s.x.max()) for s in splits) if self.integers else None
+
+    def continuous(self) -> Data:
+        """The same with integer inputs as real numbers, to be normalised."""
+        if not self.integers:
+            return self
+        test = replace(self.test, x=self.test.x.float())
+        validation = self.validation
+        if validation is not None:
+            validation = test if validation is self.test else replace(validation, x=validation.x.float())
+        train = replace(self.train, x=self.train.x.float())
+        return replace(self, train=train, validation=validation, test=test, integers=False)
 
     def to(self, device: torch.device | str) -> Data:
         test = self.test.to(device)
@@ -76,8 +103,13 @@ class Data:
         )
 
     def inputs(self, split: Split, index: Tensor | slice, draw: AugmentDraw | None = None) -> Tensor:
-        """The examples at ``index`` as a normalised float32 batch (B, *shape), augmented by ``draw``."""
+        """The examples at ``index`` as a normalised float32 batch (B, *shape), augmented by ``draw``.
+
+        Integers are given as stored, (B, *shape) int64.
+        """
         x = split.x[index]
+        if self.integers:
+            return x
         if draw is not None:
             x = self.augment.apply(x, draw)
         if x.dtype == torch.uint8:
@@ -92,13 +124,20 @@ class Data:
         return (1 / (255 * std)).to(self.mean), (-mean / std).to(self.mean)
 
 
-def load(dataset: Dataset) -> Data:
+def load(dataset: Dataset, targets: Targets = "classes") -> Data:
     """Read, split and measure a data set, on the CPU.
 
-    ``dataset`` is a ``settings.Dataset`` or, for the sources named so, ``TwoSpirals`` or ``Arrays``.
+    Args:
+        dataset: a ``settings.Dataset`` or, for the sources named so, ``TwoSpirals``, ``Arrays`` or ``CustomData``.
+        targets: what the targets of arrays are to be read as; see :data:`Targets`.
+
     Raises UserError, in one line, for files that are missing or damaged and options that do not fit the data.
     """
-    raw, digest = read(dataset)
+    return prepare(*read(dataset, targets), dataset)
+
+
+def prepare(raw: Raw, digest: str, dataset: Dataset) -> Data:
+    """Split and measure what was read, as a data set's options say."""
     train, validation, test = _split(raw, dataset)
     shape = tuple(train.x.shape[1:])
     changes: list[Callable[[Split], Split]] = []
@@ -117,7 +156,8 @@ def load(dataset: Dataset) -> Data:
         _refuse_other_than_images("crop_padding" if dataset.crop_padding else "flip", shape)
     mean, std = _normalisation(train.x, dataset)
     augment = Augment(dataset.crop_padding, dataset.flip)
-    return Data(train, validation, test, raw.classes, shape, mean, std, augment, digest)
+    integers = raw.x.dtype == torch.int64
+    return Data(train, validation, test, raw.classes, shape, mean, std, augment, digest, raw.class_names, integers)
 
 
 # --------------------------------------------------------------------------------------------- splitting

@@ -41,13 +41,18 @@ def damaged(origin: object, what: str) -> UserError:
 
 @dataclass(frozen=True)
 class Raw:
-    """A data set before any splitting: x (N, *shape) uint8 or float32, y (N,) int64."""
+    """A data set before any splitting.
+
+    x (N, *shape) uint8, float32, or int64 that is to stay so; y (N,) int64 labels, or float64 targets (N,) or (N, T),
+    of which there are no classes.
+    """
 
     x: Tensor
     y: Tensor
     x_test: Tensor | None
     y_test: Tensor | None
-    classes: int
+    classes: int | None
+    class_names: tuple[str, ...] | None = None
 
 
 def gunzip(content: Content) -> Content:
@@ -269,3 +274,20 @@ def read_svhn(contents: Contents, classes: int) -> Raw:
         return tensor(x.transpose(3, 2, 0, 1)), tensor(labels(y, x.shape[3], classes, origin))
 
     return Raw(*split("train_32x32.mat"), *split("test_32x32.mat"), classes)
+
+
+# ------------------------------------------------------------------------------------------------- tables
+
+
+def read_table(contents: Contents) -> Raw:
+    """A text file of numbers, one example a line, by spaces or commas; the last column is the target. No test split."""
+    (content,) = contents.values()
+    try:
+        lines = content.data.decode("utf-8").replace(",", " ").splitlines()
+        rows = [[float(word) for word in line.split()] for line in lines if line.strip()]
+        table = np.array(rows, dtype=np.float64)
+    except ValueError as error:
+        raise damaged(content.origin, f"not a table of numbers, one example a line: {error}") from error
+    if table.ndim != 2 or len(table) < 2 or table.shape[1] < 2 or not np.isfinite(table).all():
+        raise damaged(content.origin, f"a table of shape {table.shape}; wanted finite numbers, two columns or more")
+    return Raw(tensor(table[:, :-1].astype(np.float32)), tensor(table[:, -1].copy()), None, None, None)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modeconn_cli.data import arrays
+from modeconn_cli.data import arrays, custom
 from modeconn_cli.data.formats import (
     IDX_FILES,
     Content,
@@ -30,9 +30,10 @@ from modeconn_cli.data.formats import (
     read_cifar_binary,
     read_idx,
     read_svhn,
+    read_table,
 )
 from modeconn_cli.errors import UserError
-from modeconn_cli.settings import Arrays, Dataset, Source, TwoSpirals
+from modeconn_cli.settings import Arrays, CustomData, Dataset, Source, TwoSpirals
 
 SYSTEM_FOLDERS = {Source.fashion_mnist: Path("/usr/share/datasets/fashion-mnist")}
 TORCHVISION = {
@@ -82,6 +83,15 @@ LAYOUTS: Mapping[Source, tuple[Layout, ...]] = {
     Source.cifar10: _cifar_layouts(10, tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "labels"),
     Source.cifar100: _cifar_layouts(100, ("train",), "test", "fine_labels"),
     Source.svhn: (Layout(("train_32x32.mat", "test_32x32.mat"), partial(read_svhn, classes=10)),),
+    **{
+        source: tuple(Layout((name,), read_table) for name in names)
+        for source, names in {
+            Source.yacht: ("yacht.data", "dold_yacht.data", "yacht_hydrodynamics.data"),
+            Source.energy: ("energy.data", "dold_energy.data"),
+            Source.concrete: ("concrete.data", "dold_concrete.data"),
+            Source.airfoil: ("airfoil.data", "dold_airfoil.data", "airfoil_self_noise.dat"),
+        }.items()
+    },
 }
 
 
@@ -93,6 +103,13 @@ def how_to_get(source: Source | str) -> str:
     source = Source(source)
     if source in (Source.digits, Source.two_spirals):
         return "nothing to get: it comes with this package"
+    if source is Source.custom:
+        return "set dataset.target to a function that returns the data, as path/to/file.py:load"
+    if source in LAYOUTS and source not in TORCHVISION:
+        return (
+            f"save it as uci/{LAYOUTS[source][0].files[0]} there, one example a line and the target last, or set "
+            "dataset.data_dir to the folder that holds it"
+        )
     if source is Source.arrays:
         return f"set dataset.path to a .npz or .safetensors file with {', '.join(arrays.KEYS)}"
     apt = "apt install dataset-fashion-mnist, or " if source is Source.fashion_mnist else ""
@@ -121,12 +138,17 @@ def _folders(source: Source, data_dir: str | None) -> list[Path]:
     folders = []
     for root in _roots(data_dir):
         # The folders that carry the source's name come first: MNIST's relatives all use the same file names.
-        folders += [root / source.value, root / TORCHVISION[source] / "raw", root]
+        folders += [root / part for part in _parts(source)] + [root]
     return [*folders, *([SYSTEM_FOLDERS[source]] if source in SYSTEM_FOLDERS else [])]
 
 
+def _parts(source: Source) -> list[str]:
+    """Sub-folders of a root that may hold a source's files."""
+    return [source.value, f"{TORCHVISION[source]}/raw" if source in TORCHVISION else "uci"]
+
+
 @dataclass(frozen=True)
-class Found:
+class Located:
     layout: Layout
     place: Path  # the folder or archive
     paths: Mapping[str, Path]  # empty for an archive
@@ -143,19 +165,19 @@ def _inside(layout: Layout, folder: Path) -> tuple[Path, dict[str, Path]]:
     return place, {name: paths[0] for name, paths in there.items() if paths}
 
 
-def _find(source: Source, folder: Path) -> Found | None:
+def _find(source: Source, folder: Path) -> Located | None:
     for layout in LAYOUTS[source]:
         if layout.archive:
             if (folder / layout.container).is_file():
-                return Found(layout, folder / layout.container, {})
+                return Located(layout, folder / layout.container, {})
             continue
         place, paths = _inside(layout, folder)
         if len(paths) == len(layout.files):
-            return Found(layout, place, paths)
+            return Located(layout, place, paths)
     return None
 
 
-def _find_anywhere(source: Source, data_dir: str | None) -> Found | None:
+def _find_anywhere(source: Source, data_dir: str | None) -> Located | None:
     hits = (_find(source, folder) for folder in _folders(source, data_dir))
     return next((hit for hit in hits if hit), None)
 
@@ -171,7 +193,7 @@ def _missing(source: Source, data_dir: str | None) -> UserError:
         if paths
     ]
     roots = ", ".join(str(root) for root in _roots(data_dir))
-    where = f"looked in {roots} (and {source.value}/, {TORCHVISION[source]}/raw/ there)"
+    where = f"looked in {roots} (and {', '.join(f'{part}/' for part in _parts(source))} there)"
     if source in SYSTEM_FOLDERS:
         where += f" and {SYSTEM_FOLDERS[source]}"
     if not partly:
@@ -186,6 +208,8 @@ def _missing(source: Source, data_dir: str | None) -> UserError:
 def _download(source: Source, data_dir: str | None) -> None:
     from modeconn_cli.torchvision_compat import import_torchvision
 
+    if source not in TORCHVISION:
+        raise UserError(f"{source.value}: there is no download of it; {how_to_get(source)}")
     root = Path(data_dir or "data").expanduser()
     try:
         reader = getattr(import_torchvision().datasets, TORCHVISION[source])
@@ -204,7 +228,7 @@ def _download(source: Source, data_dir: str | None) -> None:
         ) from error
 
 
-def _located(dataset: Dataset) -> Found:
+def _located(dataset: Dataset) -> Located:
     source, data_dir = Source(dataset.source), dataset.data_dir
     if data_dir and not dataset.download and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"dataset.data_dir={data_dir} is not a folder; give one that holds {source.value}")
@@ -220,7 +244,7 @@ def _located(dataset: Dataset) -> Found:
 # ----------------------------------------------------------------------------------------------- reading
 
 
-def _contents(found: Found) -> dict[str, Content]:
+def _contents(found: Located) -> dict[str, Content]:
     """The uncompressed content of every file of a source, under the file's canonical name."""
     if found.layout.archive:
         return _archived(found.layout, found.place)
@@ -281,6 +305,8 @@ def checksum(dataset: Dataset) -> str:
         case Source.arrays:
             path = arrays.find(_arrays_options(dataset))
             return _unless_changed([path], lambda: _file_digest(path))
+        case Source.custom:
+            return custom.checksum(_custom_options(dataset))
         case Source.digits:
             return _file_digest(DIGITS)
         case _:
@@ -297,13 +323,15 @@ def _file_digest(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
 
 
-def read(dataset: Dataset) -> tuple[Raw, str]:
+def read(dataset: Dataset, targets: arrays.Targets = "classes") -> tuple[Raw, str]:
     """A source's data before splitting, and its checksum. Raises UserError naming the file and its fault."""
     match Source(dataset.source):
         case Source.two_spirals:
             return two_spirals(_two_spirals_options(dataset)), checksum(dataset)
         case Source.arrays:
-            return arrays.read(_arrays_options(dataset)), checksum(dataset)
+            return arrays.read(_arrays_options(dataset), targets), checksum(dataset)
+        case Source.custom:
+            return custom.read(_custom_options(dataset), targets), checksum(dataset)
         case Source.digits:
             return digits(), checksum(dataset)
         case _:
@@ -321,6 +349,12 @@ def _two_spirals_options(dataset: Dataset) -> TwoSpirals:
 def _arrays_options(dataset: Dataset) -> Arrays:
     if not isinstance(dataset, Arrays):
         raise UserError("dataset.source=arrays has its own options; choose it with dataset=arrays")
+    return dataset
+
+
+def _custom_options(dataset: Dataset) -> CustomData:
+    if not isinstance(dataset, CustomData):
+        raise UserError("dataset.source=custom has its own options; choose it with dataset=custom")
     return dataset
 
 

@@ -129,7 +129,7 @@ class Session:
         try:
             plan = make_plan(self.command, job.config, reporter)
             data = plan.context.data_on_host
-            self.train_examples, self.classes = len(data.train), data.classes
+            self.train_examples, self.classes = len(data.train), data.classes or 0
             act(entry, plan)
         except (UserError, RunFailed) as error:
             reporter.close()

@@ -90,6 +90,9 @@ class Task(Protocol):
     def to(self, device: Any) -> Task:
         """The same task with its data on a device."""
 
+    def smoothed(self, label_smoothing: float) -> Task:
+        """The task as it is trained with so much smoothing of its labels; UserError where it has none to smooth."""
+
     def batch(self, split: Split, index: Tensor | slice, draw: Any = None) -> Batch:
         """The examples at ``index``, ready for the network, augmented by ``draw``."""
 

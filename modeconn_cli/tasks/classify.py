@@ -44,6 +44,9 @@ class Classify:
     def to(self, device: Any) -> Classify:
         return replace(self, data=self.data.to(device))
 
+    def smoothed(self, label_smoothing: float) -> Classify:
+        return replace(self, label_smoothing=label_smoothing)
+
     def batch(self, split: Split, index: Tensor | slice, draw: Any = None) -> Batch:
         return Batch(self.data.inputs(split, index, draw), split.y[index])
 

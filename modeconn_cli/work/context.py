@@ -19,9 +19,10 @@ from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.models import build as models
-from modeconn_cli.settings import ChannelsLast, Config, Interpolation, Training, fields_off_default
+from modeconn_cli.settings import ChannelsLast, Config, Inputs, Interpolation, Training, fields_off_default
+from modeconn_cli.targets import Target
 from modeconn_cli.tasks.base import Task
-from modeconn_cli.tasks.classify import Classify
+from modeconn_cli.tasks.make import make_task, targets_of
 from modeconn_cli.tracking import Trackers
 from modeconn_cli.training.precision import set_tf32
 from modeconn_cli.weights import FlatModule
@@ -87,21 +88,38 @@ class Context:
 
     @cached_property
     def data_on_host(self) -> Data:
-        return recent("read", f"{self.checksum} {self.config.dataset}", lambda: data.load(self.config.dataset))
+        dataset, wanted = self.config.dataset, targets_of(self.config.task)
+        found = recent("read", f"{self.checksum} {dataset} {wanted}", lambda: data.load(dataset, wanted))
+        asked = getattr(dataset, "inputs", Inputs.auto)
+        return found if asked == Inputs.integers or self._takes_integers(found) else found.continuous()
 
     @cached_property
     def data(self) -> Data:
-        host = self.data_on_host
-        return recent("device", f"{self.checksum} {self.config.dataset} {self.device}", lambda: host.to(self.device))
+        return self.task.data
 
     @cached_property
     def task(self) -> Task:
         """The data on the device with the objective that networks are scored by."""
-        return Classify(self.data)
+        host, config = self.task_on_host, self.config
+        asked = f"{config.dataset} {config.task} {config.interpolation.connected_below} {host.data.integers}"
+        return recent("device", f"{self.task_fields()} {asked} {self.device}", lambda: host.to(self.device))
+
+    @cached_property
+    def task_on_host(self) -> Task:
+        """The same on the CPU.
+
+        Raises:
+            UserError: the data's targets are not what the task learns.
+        """
+        config = self.config
+        task = make_task(config.task, self.data_on_host, config.interpolation.connected_below)
+        for training in (config.endpoints, config.curve):
+            task.smoothed(training.label_smoothing)
+        return task
 
     def training_task(self, training: Training) -> Task:
         """:attr:`task` as a network is trained on it."""
-        return Classify(self.data, training.label_smoothing)
+        return self.task.smoothed(training.label_smoothing)
 
     def module(self, task: tuple[tuple[int, ...], int] | None = None) -> nn.Module:
         """The architecture, freshly initialised from the global generator, on the present default device.
@@ -112,17 +130,36 @@ class Context:
         Raises:
             UserError: it does not fit the data set.
         """
+        family = str(self.config.architecture.family)
+        if task is not None:
+            return models.build(family, *task, **self._options)
+        mine = self.task_on_host
+        shape, largest = mine.data.shape, mine.data.largest
+        return models.build(family, shape, mine.outputs, mine.answers, largest, **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """The architecture's own, as its builder takes them."""
         node = self.config.architecture
         options = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.name not in ("name", "family")}
-        plain: dict[str, Any] = {k: str(v) if isinstance(v, Enum) else v for k, v in options.items()}
-        if task is not None:
-            return models.build(str(node.family), *task, **plain)
-        objective = Classify(self.data_on_host)
-        return models.build(str(node.family), objective.data.shape, objective.outputs, objective.answers, **plain)
+        return {k: str(v) if isinstance(v, Enum) else v for k, v in options.items()}
+
+    def _takes_integers(self, found: Data) -> bool:
+        """Whether the architecture is one that integer inputs can go into: it is tried with zeros."""
+        if not found.integers:
+            return False
+        outputs = make_task(self.config.task, found, 1.0).outputs
+        try:
+            with torch.random.fork_rng(devices=[]):
+                models.build(str(self.config.architecture.family), found.shape, outputs, (), 0, **self._options)
+        except UserError:
+            return False
+        return True
 
     @cached_property
     def blueprint(self) -> nn.Module:
         """The architecture without its weights, where it can be made so: to be counted and looked at."""
+        _ = self.task_on_host  # which is not to be made on that device
         try:
             with torch.device("meta"):
                 return self.module()
@@ -143,6 +180,7 @@ class Context:
 
     def net(self, seed: int) -> FlatModule:
         """The network on the device, initialised by a seed on the CPU, so that every device starts alike."""
+        _ = self.task_on_host  # made before the seed is set, for it may draw
         torch.manual_seed(seed)
         module = self.module().to(self.device)
         return FlatModule(module, self._channels_last(module))
@@ -158,6 +196,10 @@ class Context:
             "data": self.checksum,
             "architecture": {"family": str(architecture.family), **fields_off_default(architecture)},
         }
+        if str(self.config.task.kind) not in ("auto", "classify"):  # for those the data say what is learnt
+            fields["task"] = {"kind": str(self.config.task.kind), **fields_off_default(self.config.task)}
+            if target := getattr(self.config.task, "target", None):
+                fields["task"]["code"] = Target(target, "task").checksum
         target = getattr(architecture, "target", None)
         if target:
             fields["architecture"]["code"] = models.source_checksum(target)

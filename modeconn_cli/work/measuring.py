@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,8 +89,7 @@ class MeasuredPath(Stage):
     def question(self) -> Question:
         """What its context asks of the scores."""
         options = self.context.config.interpolation
-        criterion = replace(self.context.task.verdict, below=options.connected_below)
-        return Question(options.bootstrap, options.confidence, criterion)
+        return Question(options.bootstrap, options.confidence, self.context.task.verdict)
 
     def fields(self) -> dict[str, Any]:
         return {

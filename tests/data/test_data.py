@@ -581,6 +581,9 @@ def test_arrays_of_any_type(
         expected = x[:, None]
     elif shape == (5, 4, 3):
         expected = x.transpose(0, 3, 1, 2)
+    tokens = len(shape) == 1 and np.dtype(dtype).kind in "iu" and np.dtype(dtype).itemsize > 1
+    assert data.train.x.dtype == (torch.int64 if tokens else torch.uint8 if dtype == "uint8" else torch.float32)
+    data = data.continuous()
     assert data.train.x.dtype == (torch.uint8 if dtype == "uint8" else torch.float32)
     np.testing.assert_array_equal(data.train.x.numpy(), expected[:5].astype("f8"))
     np.testing.assert_array_equal(data.test.x.numpy(), expected[5:].astype("f8"))
@@ -1064,7 +1067,7 @@ def test_checksum_of_what_is_made_or_given(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------- conf/dataset
 
-NODES = {"_dataset": Dataset, "_two_spirals": TwoSpirals, "_arrays": Arrays}
+NODES = {"_dataset": Dataset, "_two_spirals": TwoSpirals, "_arrays": Arrays, "_custom": settings.CustomData}
 CONFS = sorted(CONF.glob("*.yaml"))
 
 

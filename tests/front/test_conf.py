@@ -358,7 +358,11 @@ def test_labels_and_places_are_no_identity() -> None:
 FINGERPRINTS = {
     "dataset/_dataset": "47ef989c639a9d44",
     "dataset/_two_spirals": "d133e85f523c3eff",
-    "dataset/_arrays": "7e540db1107610f8",
+    "dataset/_arrays": "09124d71c4778a4c",
+    "dataset/_custom": "a9b2726df5baa24f",
+    "task/_task": "5dc1e849e964e8eb",
+    "task/_regress": "86353c6336fc2a9b",
+    "task/_custom": "24dbe8915def7842",
     "architecture/_mlp": "b8297320433435ba",
     "architecture/_convfc": "49ee717cd1f2cff3",
     "architecture/_vgg": "3f6fb7f821b7d586",

@@ -1,0 +1,43 @@
+"""Targets that are numbers, brought to mean 0 and deviation 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from modeconn_cli.data.dataset import Data, Split
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """y = mean + std * z, for each of T targets: mean and std (T,), float64 on the CPU."""
+
+    mean: Tensor
+    std: Tensor
+
+    @staticmethod
+    def measured(y: Tensor) -> Scale:
+        """Of the training targets (N,) or (N, T); a target that does not vary has deviation 1."""
+        rows = y.double().reshape(len(y), -1)
+        mean, std = rows.mean(0), rows.std(0, unbiased=False)
+        return Scale(mean, torch.where(std <= 1e-12 * mean.abs(), torch.ones_like(std), std))
+
+    @staticmethod
+    def none(targets: int) -> Scale:
+        """Of targets that stay as they are."""
+        return Scale(torch.zeros(targets, dtype=torch.float64), torch.ones(targets, dtype=torch.float64))
+
+    def normalised(self, data: Data) -> Data:
+        """The data with z (N, T) float32 in place of y, in every split; computed in float64."""
+
+        def of(split: Split) -> Split:
+            z = (split.y.double().reshape(len(split), -1) - self.mean) / self.std
+            return replace(split, y=z.float())
+
+        test = of(data.test)
+        validation = data.validation
+        if validation is not None:
+            validation = test if validation is data.test else of(validation)
+        return replace(data, train=of(data.train), validation=validation, test=test)
