@@ -123,7 +123,7 @@ def test_a_line_that_no_rule_fits_is_not_passed_over() -> None:
 
 # ------------------------------------------------------------------------------------------------- made small
 
-AS_IT_IS = ("plot", "report", "gather", "symmetries", "runs", "doctor", "completion", "--help", "--version")
+AS_IT_IS = ("plot", "report", "export", "gather", "symmetries", "runs", "doctor", "completion", "--help", "--version")
 PLACEHOLDERS = {"curve.epochs=E": "curve.epochs=20"}
 LARGE = re.compile(r"experiment=|architecture=(vgg|preresnet|wrn|resnet(32|44|56|110)|vit|torchvision)")
 FROM_FILES = ("fashion_mnist", "mnist", "kmnist", "cifar", "svhn")
@@ -282,7 +282,7 @@ def network(words: Sequence[str]) -> list[str]:
 def write_checkpoints(words: Sequence[str]) -> None:
     """Every checkpoint that a command names, of the network that it names."""
     names = [n for w in words if "init_from" not in w for n in re.findall(r"[\w-]+\.(?:pt|safetensors)\b", w)]
-    if not names or any("nets.py:Net" in w for w in words):  # those are the guide's own
+    if words[0] == "export" or not names or any("nets.py:Net" in w for w in words):  # those are the guide's own
         return
     (job,) = launch.compose(network(words))
     context = Context(job.config, Silent())
