@@ -13,7 +13,9 @@ from modeconn_cli import __version__
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.front.export import export
 from modeconn_cli.front.session import Session, complain, print_json, without_nan
+from modeconn_cli.plugins import load
 from modeconn_cli.runs.find import find, removable, remove
+from modeconn_cli.work.command import COMMANDS, PANELS, Command
 
 # The base of every complaint about a command line, wherever this version of Typer keeps it.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -44,7 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 runs_app = typer.Typer(no_args_is_help=True, help="What has been computed: list, show, compare, path, gc.")
-app.add_typer(runs_app, name="runs")
+app.add_typer(runs_app, name="runs", rich_help_panel=PANELS["keep"])
 
 Overrides = Annotated[
     list[str] | None,
@@ -79,35 +81,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no stage lines; results only.")]
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where runs are kept.")]
 
-CHOOSES_REBASIN = ("rebasin=", "rebasin.method=", "experiment=")
 
-PIPELINES = {
-    "train-endpoints": "Train the endpoints: one network for each of endpoints.seeds.",
-    "interpolate": "Measure loss and error along the straight line between two endpoints.",
-    "fit-curve": "Fit a low-loss curve between two endpoints, and measure it beside the straight line.",
-    "rebasin": "Align the second endpoint with the first, and measure the line between them before and after.",
-    "run": "Run a whole experiment: every stage of one configuration, over its seeds and pairs.",
-    "evaluate": "Measure a fitted curve (or interpolation.path=segment) again, with other evaluation settings.",
-}
-MORE = {
-    "train-endpoints": "seed=N is replicate N, endpoint seeds 2N and 2N+1; endpoints.seeds=\\[5] names them yourself.",
-    "interpolate": "Endpoints that are missing are trained first. Writes path.csv, summary.json and a picture.",
-    "fit-curve": "Endpoints that are missing are trained first. curve.kind=bezier|chain, curve.bends=N. seed=N is "
-    "replicate N: endpoint seeds 2N and 2N+1 and the curve's own draws, independent of every other replicate.",
-    "rebasin": "rebasin=weight (the default here), activation, straight_through or sinkhorn; merge_many or c2m3 for "
-    "any number of endpoints. Writes the permutation, the aligned and the merged "
-    "network, and a certificate that the function is the same. interpolate and fit-curve take rebasin=weight too.",
-    "run": "experiment=NAME takes a preset. pipeline.replicates=\\[0,1,2] are pairs of endpoints of their own; "
-    "endpoints.seeds=\\[0,1,2] pipeline.pairs=all joins every pair. What fails does not stop the rest; killed and "
-    "started again it goes on.",
-    "evaluate": "Change here interpolation.points, .search_max, .batch_norm, .train_examples or .bn_examples.",
-}
+def pipeline(command: Command) -> Callable[..., None]:
+    """The command line of a pipeline command; they differ in the stages behind their name alone."""
 
-
-def pipeline(name: str) -> Callable[..., None]:
-    """The command of a pipeline; they differ in the stages behind their name alone."""
-
-    def command(
+    def run(
         overrides: Overrides = None,
         multirun: Multirun = False,
         cfg: Cfg = None,
@@ -121,8 +99,7 @@ def pipeline(name: str) -> Callable[..., None]:
         from modeconn_cli.front.compose import compose, launcher_of, scatter
 
         given = list(overrides or [])
-        if name == "rebasin" and not any(o.startswith(CHOOSES_REBASIN) for o in given):
-            given = ["rebasin=weight", *given]
+        given = [*chosen_for(command, given), *given]
         given += [f"runtime.force={str(force).lower()}"] if force else []
         given += [f"runtime.dry_run={str(dry_run).lower()}"] if dry_run else []
         flags = ["--multirun"] if multirun else []
@@ -130,30 +107,43 @@ def pipeline(name: str) -> Callable[..., None]:
             if value is not None and value not in allowed:
                 raise UserError(f"{flag} {value}: choose from {', '.join(allowed)}.")
             flags += [flag, value] if value is not None else []
-        session = Session(name, dry_run, as_json, quiet, multirun)
+        session = Session(command.name, dry_run, as_json, quiet, multirun)
 
         def go() -> None:
             launcher = launcher_of(given)
             jobs = compose(given, flags, config_dir)
             elsewhere = multirun and launcher != "basic"
-            session.run(jobs, (lambda folder: scatter(name, given, config_dir, folder)) if elsewhere else None)
+            session.run(jobs, (lambda folder: scatter(command.name, given, config_dir, folder)) if elsewhere else None)
 
         session.guarded(go)
         if cfg or info:
             sys.exit(session.code)
         session.close()
 
-    command.__doc__ = f"{PIPELINES[name]}\n\n{MORE[name]}"
-    return command
+    run.__doc__ = f"{command.help}\n\n{command.more}"
+    return run
+
+
+def chosen_for(command: Command, overrides: Sequence[str]) -> list[str]:
+    """The choices that a command makes in groups where the command line makes none."""
+    from modeconn_cli.settings import NAMED_BY
+
+    made = []
+    for group, choice in command.chooses.items():
+        choosing = (f"{group}=", f"{group}.{NAMED_BY.get(group)}=", "experiment=")
+        made += [] if any(o.startswith(choosing) for o in overrides) else [f"{group}={choice}"]
+    return made
 
 
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-for _name in PIPELINES:
-    app.command(_name)(pipeline(_name))
+load()
+for _command in COMMANDS.values():
+    if _command.listed:
+        app.command(_command.name, rich_help_panel=PANELS.get(_command.panel, _command.panel))(pipeline(_command))
 
 
-@app.command()
+@app.command(rich_help_panel=PANELS["look"])
 def plot(
     runs: Annotated[
         list[str] | None,
@@ -182,7 +172,7 @@ def plot(
             print(file)
 
 
-@app.command()
+@app.command(rich_help_panel=PANELS["look"])
 def report(
     runs: Annotated[
         list[str] | None,
@@ -213,7 +203,7 @@ def report(
     print_json({"command": "report", "file": str(file)}) if as_json else print(file)
 
 
-@app.command()
+@app.command(rich_help_panel=PANELS["look"])
 def gather(
     places: Annotated[
         list[str] | None,
@@ -263,7 +253,7 @@ INTERVALS = ("t", "bootstrap")
 FORMATS = ("table", "csv", "markdown", "latex")
 
 
-@app.command()
+@app.command(rich_help_panel=PANELS["join"])
 def connect(
     first: Annotated[str, typer.Argument(metavar="A", help="A checkpoint, .pt or .safetensors, or RUN, RUN@t=0.3 ...")],
     second: Annotated[str, typer.Argument(metavar="B", help="Another, of the same architecture.")],
@@ -289,10 +279,12 @@ def connect(
     dataset.mean=null dataset.std=null normalises them. Weight decay is taken as 0, so the loss is plain cross-entropy;
     endpoints.weight_decay=... and curve.weight_decay=... say otherwise.
     """
-    from modeconn_cli.front.compose import compose, groups, quoted
+    from modeconn_cli.front.compose import compose
+    from modeconn_cli.front.overrides import groups, quoted
     from modeconn_cli.front.terminal import show_result
     from modeconn_cli.report.tables import connection
     from modeconn_cli.results import Metrics
+    from modeconn_cli.stages.connect import NAME
     from modeconn_cli.training.loop import steps_per_epoch
 
     named = groups()
@@ -314,7 +306,8 @@ def connect(
 
     def ask(*more: str, curved: Sequence[str] = ()) -> Session:
         """Measure the straight line and whatever ``more`` names, in one plan."""
-        session = Session("+".join(["connect", *more]), False, as_json, quiet, sweep=False, prints=False)
+        wanted = dict.fromkeys(more, True)
+        session = Session(NAME, False, as_json, quiet, sweep=False, prints=False, arguments=wanted)
         session.guarded(lambda: session.run(compose([*curved, *given])))
         return session
 
@@ -337,7 +330,7 @@ def connect(
     entry = last.jobs[0]
     if last.code:
         if as_json:
-            print_json({"command": "connect", "exit_code": last.code, **entry})
+            print_json({"command": NAME, "exit_code": last.code, **entry})
         sys.exit(last.code)
     first, second = (str(e["from"]) for e in entry["endpoints"][:2])  # as they are told apart
     answer, sentence = connection(entry["verdicts"], first, second, Metrics.of(entry))
@@ -350,7 +343,7 @@ def connect(
         )
     if as_json:
         verdict = {"answer": answer, "sentence": sentence}
-        print_json({"command": "connect", "exit_code": failed, "verdict": verdict, **entry})
+        print_json({"command": NAME, "exit_code": failed, "verdict": verdict, **entry})
     else:
         show_result(entry)
         print(f"\n{sentence}")
@@ -360,10 +353,10 @@ def connect(
 CONNECT_STEPS = 2000  # gradient steps of a curve that `connect` fits
 
 
-app.command()(export)
+app.command(rich_help_panel=PANELS["keep"])(export)
 
 
-@app.command()
+@app.command(rich_help_panel=PANELS["look"])
 def reproduce(
     name: Annotated[
         str | None, typer.Argument(metavar="[TABLE]", help="As garipov2018-curves; see --list.", show_default=False)
@@ -387,6 +380,7 @@ def reproduce(
     """
     from modeconn_cli.front import reproduce as r
     from modeconn_cli.front.terminal import show_reproduction, show_tables
+    from modeconn_cli.stages.run import NAME
 
     known = r.tables()
     if listed or name is None:
@@ -400,13 +394,13 @@ def reproduce(
             show_tables(list(known.values()))
         return
     if name not in known:
-        from modeconn_cli.front.compose import nearest
+        from modeconn_cli.front.overrides import nearest
 
         raise UserError(f"no table {name!r}{nearest(name, list(known))}; there are {', '.join(known)}.")
     table = r.chosen(known[name], scale, row or [])
     parts = r.parts(table, scale, overrides or [])
     apart = r.differences(table, scale, overrides or [])
-    session = Session("run", dry_run, as_json, quiet, sweep=True)
+    session = Session(NAME, dry_run, as_json, quiet, sweep=True)
     session.guarded(lambda: session.run([part.job for part in parts]))
     found: list[dict[str, Any]] = []
     if not dry_run:
@@ -423,7 +417,7 @@ def reproduce(
     sys.exit(session.code)
 
 
-@app.command()
+@app.command(rich_help_panel=PANELS["align"])
 def symmetries(
     overrides: Overrides = None,
     output: Annotated[
@@ -467,7 +461,7 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, sizes))
 
 
-@app.command()
+@app.command(rich_help_panel=PANELS["keep"])
 def doctor(
     as_json: AsJson = False, data_dir: Annotated[str | None, typer.Option(help="Also look for data sets here.")] = None
 ) -> None:
@@ -548,7 +542,7 @@ def runs_gc(
         print("removed." if sure else "nothing was removed; --yes removes them.")
 
 
-@app.command()
+@app.command(rich_help_panel=PANELS["keep"])
 def completion(shell: Annotated[str, typer.Argument(help="bash or zsh.")]) -> None:
     """Print a completion script: eval "$(modeconn completion bash)"."""
     if shell not in SCRIPTS:
@@ -573,8 +567,8 @@ def complete_line(line: str) -> None:
         candidates = [f"{value} " for value in (CFG if rest[-1] == "--cfg" else INFO)]
     elif command.name == "completion":
         candidates = [f"{shell} " for shell in SCRIPTS]
-    elif command.name in PIPELINES:
-        from modeconn_cli.front.compose import complete
+    elif command.name in COMMANDS and COMMANDS[command.name].listed:
+        from modeconn_cli.front.complete import complete
 
         candidates = complete(rest, incomplete)
     elif command.name in ("plot", "report", "export", "show", "compare", "path"):

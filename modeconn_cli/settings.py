@@ -719,26 +719,41 @@ def nodes_of(group: str) -> dict[str, type]:
     return {f"_{several[0] if len(several) == 1 else group}": cls for cls, several in names.items()}
 
 
-# Hydra nodes that the YAML files of a group name in their defaults list.
-NODES: dict[str, dict[str, type]] = {
-    "dataset": nodes_of("dataset"),
-    "architecture": nodes_of("architecture"),
-    "task": nodes_of("task"),
-    "endpoints": {"_endpoints": Endpoints},
-    "curve": nodes_of("curve"),
-    "interpolation": {"_interpolation": Interpolation},
-    "rebasin": {"_rebasin": Rebasin},
-    "pipeline": {"_pipeline": Pipeline},
-    "runtime": {"_runtime": Runtime},
+SINGLE: dict[str, type] = {  # groups without choices
+    "endpoints": Endpoints,
+    "interpolation": Interpolation,
+    "rebasin": Rebasin,
+    "pipeline": Pipeline,
+    "runtime": Runtime,
 }
+
+
+def nodes() -> dict[str, dict[str, type]]:
+    """The Hydra nodes of every group, which its YAML files name in their defaults list."""
+    own = [f.name for f in dataclasses.fields(Config) if f.name != "seed"]
+    groups = [*own, *outside_groups()]
+    return {g: {f"_{g}": SINGLE[g]} if g in SINGLE else nodes_of(g) for g in groups}
+
+
+def outside_groups() -> list[str]:
+    """Groups of settings that came from outside this package, with a stage of their own."""
+    own = {f.name for f in dataclasses.fields(Config)}
+    return [g for g in CHOICES if g not in own]
+
+
+def make_config(seed: int, groups: dict[str, Any]) -> Config:
+    """A Config of these groups; those from outside this package are fields of it too."""
+    outside = [(g, type(groups[g]), field(metadata={"doc": "Settings from outside."})) for g in outside_groups()]
+    whole = dataclasses.make_dataclass("Config", outside, bases=(Config,), kw_only=True) if outside else Config
+    return whole(seed=seed, **{g: named_choice(node, g) for g, node in groups.items()})
 
 
 def not_identifying() -> set[str]:
     """The keys (``group.field``) that change no result's identity, names among them."""
     return {
         f"{group}.{f.name}"
-        for group, nodes in NODES.items()
-        for node in nodes.values()
+        for group, named in nodes().items()
+        for node in named.values()
         for f in dataclasses.fields(node)
         if not f.metadata["identity"]
     }

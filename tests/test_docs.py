@@ -33,6 +33,7 @@ from test_data import IDX_FILES, cifar_pickles, idx_bytes, write_folder
 from modeconn_cli import cli, settings
 from modeconn_cli.errors import UserError
 from modeconn_cli.front import compose as launch
+from modeconn_cli.front import overrides
 from modeconn_cli.settings import plain
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.reporting import Silent
@@ -179,7 +180,7 @@ def check_launcher(words: Sequence[str]) -> None:
     import hydra
 
     launch.register_nodes()
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(launch.conf_dir())):
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(overrides.conf_dir())):
         hydra.compose("config", [w for w in words if w.startswith("hydra")], return_hydra_config=True)
 
 
@@ -324,7 +325,7 @@ def test_a_documented_command_runs(line: tuple[str, ...], sandbox: Path, monkeyp
 
 # ------------------------------------------------------------------------------- settings, commands, links
 
-GROUPS = "|".join(settings.NODES)
+GROUPS = "|".join(settings.nodes())
 KEY = re.compile(rf"(?<![\w/.-])({GROUPS})\.([a-z]\w*)")
 CHOICE = re.compile(rf"(?<![\w/.-])({GROUPS}|experiment)=([a-z]\w*)")
 ENDINGS = ("py", "pt", "csv", "npz", "md", "json", "yaml", "safetensors")
@@ -332,7 +333,7 @@ ENDINGS = ("py", "pt", "csv", "npz", "md", "json", "yaml", "safetensors")
 
 def fields(group: str) -> dict[str, dataclasses.Field[Any]]:
     """The settings of a group, whatever is chosen in it."""
-    return {f.name: f for node in settings.NODES[group].values() for f in dataclasses.fields(node)}
+    return {f.name: f for node in settings.nodes()[group].values() for f in dataclasses.fields(node)}
 
 
 def code_of(page: Path) -> list[str]:
@@ -346,7 +347,7 @@ def test_every_setting_and_choice_in_a_page_exists(page: Path) -> None:
     keys = {k for text in code for k in KEY.findall(text) if k[1] not in ENDINGS}
     assert sorted(f"{group}.{key}" for group, key in keys if key not in fields(group)) == []
     choices = {c for text in code for c in CHOICE.findall(text)}
-    assert sorted(f"{group}={name}" for group, name in choices if name not in launch.groups()[group]) == []
+    assert sorted(f"{group}={name}" for group, name in choices if name not in overrides.groups()[group]) == []
 
 
 def default_of(group: str, key: str) -> str:

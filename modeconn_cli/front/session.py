@@ -34,6 +34,8 @@ class Session:
     train_examples: int = 0  # of the last job's data set
     classes: int = 0
     prints: bool = True  # results, or leaves them to its caller
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the command's own
+    several: bool = False  # pairs, whose means are shown
 
     def run(self, jobs: Sequence[Job], scatter: Callable[[Path], str | None] | None = None) -> None:
         """Check every job before the first one starts; then carry them out, in turn or by ``scatter``.
@@ -118,7 +120,7 @@ class Session:
         plan.execute(entry["stages"])
         self._read(entry, plan)
         if self.prints and not self.as_json and not self.sweep:
-            show_run(entry, self._means()) if self.command == "run" else show_result(entry)
+            show_run(entry, self._means()) if plan.keep_going else show_result(entry)
 
     def _attempt(self, entry: dict[str, Any], job: Job, act: Callable[[dict[str, Any], Plan], None]) -> None:
         """Make a job's plan and act on it; what goes wrong is said in one line and kept in its entry."""
@@ -127,7 +129,8 @@ class Session:
 
         reporter = TerminalReporter(self.quiet or self.as_json)
         try:
-            plan = make_plan(self.command, job.config, reporter)
+            plan = make_plan(self.command, job.config, reporter, **self.arguments)
+            self.several = self.sweep or plan.keep_going
             data = plan.context.data_on_host
             self.train_examples, self.classes = len(data.train), data.classes or 0
             act(entry, plan)
@@ -169,7 +172,7 @@ class Session:
         """Print what is left to print and exit."""
         if self.as_json:
             jobs = {"jobs": self.jobs} if self.sweep else (self.jobs[0] if self.jobs else {})
-            several = (self.sweep or self.command == "run") and not self.dry_run
+            several = (self.sweep or self.several) and not self.dry_run
             means = {"gathered": without_nan(self._means())} if several else {}
             print_json({"command": self.command, "exit_code": self.code, **jobs, **means})
         elif self.sweep and not self.dry_run and any("stages" in job for job in self.jobs):

@@ -21,9 +21,29 @@ from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, pair_label
 from modeconn_cli.stages.referenced import curve_of
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
 from modeconn_cli.weights import FlatModule
+from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.fitting import fit
 from modeconn_cli.work.stage import Stage
+
+
+@command(
+    "fit-curve",
+    panel="join",
+    help="Fit a low-loss curve between two endpoints, and measure it beside the straight line.",
+    more="Endpoints that are missing are trained first. curve.kind=bezier|chain, curve.bends=N. seed=N is "
+    "replicate N: endpoint seeds 2N and 2N+1 and the curve's own draws, independent of every other replicate.",
+)
+def request(context: Context) -> Request:
+    from modeconn_cli.stages.evaluate import MeasuredCurve
+    from modeconn_cli.stages.interpolate import Segment
+    from modeconn_cli.stages.plot import Plot
+    from modeconn_cli.stages.rebasin import ends_of_path
+
+    start, end = ends_of_path(context, FitCurve.name)
+    curve, segment = curve_between(context, start, end), Segment(context, start, end)
+    measured = MeasuredCurve(context, curve)
+    return Request(own=[curve, measured, Plot(context, [segment, measured])], beside=[start, end, segment])
 
 
 class FitCurve(Stage):
@@ -42,15 +62,15 @@ class FitCurve(Stage):
 
     @property
     def label(self) -> str:
-        return f"{self.context.label}-{pair_label(self.start, self.end)}-{self.kind}{self.context.config.curve.bends}"
+        return f"{self.context.label}-{pair_label(self.start, self.end)}-{self.family}{self.context.config.curve.bends}"
 
     @property
-    def kind(self) -> str:
+    def family(self) -> str:
         return str(self.context.config.curve.kind)
 
     def fields(self) -> dict[str, Any]:
         options = self.context.config.curve
-        fields = {"recipe": recipe(options), "kind": self.kind, "bends": options.bends, "seed": self.seed}
+        fields = {"recipe": recipe(options), "kind": self.family, "bends": options.bends, "seed": self.seed}
         if not options.fix_start or not options.fix_end:
             fields["fixed"] = [options.fix_start, options.fix_end]
         if options.t_sampling is not Sampling.stratified:
@@ -100,16 +120,16 @@ class FitCurve(Stage):
             options.t_sampling,
         )
         fit(trainer, run, self.context)
-        write_control_points(run, net, control_points, self.kind)
+        write_control_points(run, net, control_points, self.family)
 
     def control_points(self, net: FlatModule) -> Tensor:
         """W (K, P) as fitted, on the network's device."""
-        return read_curve(self.result.folder / CHECKPOINT, net, self.kind, self.path.vertices)
+        return read_curve(self.result.folder / CHECKPOINT, net, self.family, self.path.vertices)
 
     def _initial(self, net: FlatModule, ends: Tensor | None) -> Tensor:
         """W (K, P) to start from, with these endpoints (2, P) where they are given."""
         if self.begun_from is not None:
-            W_kp = read_curve(self.begun_from[0], net, self.kind, self.path.vertices)
+            W_kp = read_curve(self.begun_from[0], net, self.family, self.path.vertices)
         else:
             assert ends is not None
             share = torch.as_tensor(np.linspace(0, 1, self.path.vertices), dtype=ends.dtype, device=ends.device)
@@ -161,3 +181,10 @@ def end_points(net: FlatModule, start: Endpoint, end: Endpoint) -> Tensor:
             "of a path, so they must agree. endpoints.init_seed=0 gives all endpoints one initialisation."
         )
     return W_2p
+
+
+def curve_between(context: Context, start: Endpoint, end: Endpoint) -> FitCurve:
+    """The curve that the configuration asks for, checked before anything is written."""
+    curve = FitCurve(context, start, end)
+    curve.check()
+    return curve

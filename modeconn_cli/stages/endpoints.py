@@ -22,9 +22,20 @@ from modeconn_cli.settings import Interpolation, recipe
 from modeconn_cli.stages.referenced import Machine, Referenced, referenced
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
 from modeconn_cli.weights import FlatModule, matching_state
+from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.fitting import fit
 from modeconn_cli.work.stage import Stage
+
+
+@command(
+    "train-endpoints",
+    panel="train",
+    help="Train the endpoints: one network for each of endpoints.seeds.",
+    more="seed=N is replicate N, endpoint seeds 2N and 2N+1; endpoints.seeds=\\[5] names them yourself.",
+)
+def request(context: Context) -> Request:
+    return Request(own=endpoints(context))
 
 
 class Endpoint(Stage):
@@ -45,6 +56,10 @@ class Endpoint(Stage):
     def state(self) -> dict[str, Tensor]:
         """Its weights and buffers, on the CPU."""
         return read_state(self.result.folder / CHECKPOINT)
+
+    def found(self, run: Run) -> dict[str, dict[str, Any]]:
+        entry = {"name": self.label, "from": self.short_name, **recorded_metrics(run.folder)}
+        return {"endpoints": entry}
 
     def metrics(self) -> dict[str, float]:
         """Means by ``<split>_<column>``, as measured when it was made."""
@@ -186,3 +201,43 @@ def recorded_metrics(folder: Path) -> dict[str, float]:
     """The metrics in a finished endpoint's directory."""
     recorded: dict[str, float] = json.loads((folder / "summary.json").read_text())["metrics"]
     return recorded
+
+
+def endpoints(context: Context) -> list[Endpoint]:
+    """The endpoints that the configuration names: trained from seeds, or taken from files and runs."""
+    from modeconn_cli.stages.imported import imported_endpoints
+
+    options, seed = context.config.endpoints, context.config.seed
+    imported = imported_endpoints(context)
+    if imported is not None:
+        return [*imported]
+    seeds = [2 * seed, 2 * seed + 1] if options.seeds is None else options.seeds
+    if len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"endpoints.seeds={seeds} names a seed twice, and equal seeds give identical endpoints: give different "
+            "ones."
+        )
+    if not seeds:
+        raise UserError("endpoints.seeds=[] names no endpoint; give seeds, as endpoints.seeds=[0,1].")
+    trained = [TrainedEndpoint(context, s) for s in seeds]
+    trained[0].check()
+    return [*trained]
+
+
+def two_of(endpoints: Sequence[Endpoint], context: Context, command: str) -> tuple[Endpoint, Endpoint]:
+    """The two endpoints of a path, which must be two and differ."""
+    from modeconn_cli.stages.imported import SAME
+
+    if len(endpoints) != 2:
+        options = context.config.endpoints
+        if options.checkpoints is not None or options.references is not None:
+            key = "checkpoints" if options.references is None else "from"
+            raise UserError(f"{command} joins two endpoints, and endpoints.{key} names {len(endpoints)}: give two.")
+        raise UserError(
+            f"{command} joins two endpoints, and {len(endpoints)} are given: use endpoints.seeds=[0,1], or sweep "
+            "pairs with --multirun 'endpoints.seeds=[0,1],[2,3]'."
+        )
+    start, end = endpoints
+    if start.identity.digest == end.identity.digest:
+        raise UserError(f"both endpoints are {SAME}")
+    return start, end

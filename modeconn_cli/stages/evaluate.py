@@ -5,11 +5,31 @@ from __future__ import annotations
 from torch import Tensor
 
 from modeconn_cli.families.base import Family
-from modeconn_cli.stages.curve import FitCurve
+from modeconn_cli.settings import PathOf
+from modeconn_cli.stages.curve import FitCurve, curve_between
 from modeconn_cli.stages.endpoints import pair_label
+from modeconn_cli.stages.interpolate import Segment
+from modeconn_cli.stages.plot import Plot
+from modeconn_cli.stages.rebasin import ends_of_path
 from modeconn_cli.weights import FlatModule
+from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.measuring import MeasuredPath, named_by_options
+
+
+@command(
+    "evaluate",
+    panel="look",
+    help="Measure a fitted curve (or interpolation.path=segment) again, with other evaluation settings.",
+    more="Change here interpolation.points, .search_max, .batch_norm, .train_examples or .bootstrap.",
+)
+def request(context: Context) -> Request:
+    start, end = ends_of_path(context, MeasuredCurve.name)
+    segment = Segment(context, start, end)
+    if context.config.interpolation.path is PathOf.segment:
+        return Request(own=[segment, Plot(context, [segment])], beside=[start, end])
+    measured = MeasuredCurve(context, curve_between(context, start, end))
+    return Request(own=[measured, Plot(context, [segment, measured])], beside=[start, end, segment])
 
 
 class MeasuredCurve(MeasuredPath):
@@ -24,7 +44,7 @@ class MeasuredCurve(MeasuredPath):
     @property
     def title(self) -> str:
         bends = self.context.config.curve.bends
-        kind = {"bezier": "Bezier curve", "chain": "polygonal chain"}[self.curve.kind]
+        kind = {"bezier": "Bezier curve", "chain": "polygonal chain"}[self.curve.family]
         aligned = ", to the aligned end" if self.end.aligned_by else ""
         return named_by_options(f"{kind}, {bends} bend{'s' if bends > 1 else ''}{aligned}", self.context)
 

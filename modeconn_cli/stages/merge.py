@@ -147,11 +147,10 @@ class Merged(Permuting):
         )
         return rows
 
-    def found(self, run: Run) -> dict[str, Any]:
-        """What a finished run says, for people."""
+    def found(self, run: Run) -> dict[str, dict[str, Any]]:
         summary = json.loads((run.folder / "summary.json").read_text())
         keep = ("networks", "method", "ends", "merged", "cycle_error", "objective", "certificate")
-        return {k: summary[k] for k in keep}
+        return {"merged": {k: summary[k] for k in keep}}
 
 
 def _barriers(centre: dict[str, Scores], ends: list[dict[str, Scores]], options: Interpolation) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -24,13 +25,24 @@ from modeconn_cli.matching.straight_through import straight_through
 from modeconn_cli.matching.weight import default_restarts, weight_matching
 from modeconn_cli.networks import write_state
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import USED_BY, Between, Interpolation, Match, Similarity, fields_off_default
-from modeconn_cli.stages.endpoints import Endpoint, pair_label
+from modeconn_cli.settings import (
+    USED_BY,
+    BatchNorm,
+    Between,
+    Interpolation,
+    Match,
+    Rebasin,
+    Renormalise,
+    Similarity,
+    fields_off_default,
+)
+from modeconn_cli.stages.endpoints import Endpoint, endpoints, pair_label, two_of
 from modeconn_cli.stages.symmetries import groups_text
 from modeconn_cli.symmetry.certificate import certify_all, refuse_wrong
 from modeconn_cli.symmetry.graph import CannotTrace, trace
 from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.symmetry.written import read_groups
+from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context, recent
 from modeconn_cli.work.saving import Saver
 from modeconn_cli.work.stage import Stage
@@ -38,6 +50,91 @@ from modeconn_cli.work.stage import Stage
 CERTIFIED_ON = 64  # examples
 TOLERANCE = 1e-10  # relative, in float64
 ACTIVATION_BATCH = 100
+
+
+TOGETHER = (Match.merge_many, Match.c2m3)
+
+
+@command(
+    "rebasin",
+    panel="align",
+    help="Align the second endpoint with the first, and measure the line between them before and after.",
+    more="rebasin=weight (the default here), activation, straight_through or sinkhorn; merge_many or c2m3 for "
+    "any number of endpoints. Writes the permutation, the aligned and the merged "
+    "network, and a certificate that the function is the same. interpolate and fit-curve take rebasin=weight too.",
+    chooses={"rebasin": "weight"},
+)
+def request(context: Context) -> Request:
+    method, given = context.config.rebasin.method, endpoints(context)
+    if method is Match.none:
+        raise UserError(
+            "rebasin=none aligns nothing: choose rebasin=weight, activation, straight_through, sinkhorn, merge_many or "
+            "c2m3, or measure the line as it is with modeconn interpolate."
+        )
+    if method in TOGETHER:
+        return merge(context, given)
+    if len(given) > 2:
+        raise UserError(
+            f"modeconn rebasin joins two endpoints by rebasin={method}, and {len(given)} are given: "
+            f"use rebasin={' or rebasin='.join(map(str, TOGETHER))} for more."
+        )
+    return before_and_after(context, *two_of(given, context, Aligned.name))
+
+
+def before_and_after(context: Context, start: Endpoint, end: Endpoint) -> Request:
+    """The straight line before and after alignment, and after every renormalisation that the network admits."""
+    from modeconn_cli.stages.interpolate import Segment
+    from modeconn_cli.stages.plot import Plot
+
+    config = context.config
+    aligned = Aligned(context, start, end)
+    aligned.check()
+    if config.interpolation.renormalise is not Renormalise.none:
+        context.reporter.say("interpolation.renormalise changes nothing with modeconn rebasin, which measures them all")
+
+    def measured(to: Endpoint, batch_norm: BatchNorm, renormalise: Renormalise) -> Segment:
+        options = replace(config.interpolation, batch_norm=batch_norm, renormalise=renormalise)
+        rebasin = config.rebasin if to is aligned else Rebasin()
+        return Segment(context.having(interpolation=options, rebasin=rebasin), start, to)
+
+    has_norm = bool(norm_layers(context.module()))
+    plain = BatchNorm.mean if has_norm else BatchNorm.reestimate
+    paths = [measured(end, plain, Renormalise.none), measured(aligned, plain, Renormalise.none)]
+    paths += [measured(aligned, BatchNorm.reestimate, Renormalise.none)] if has_norm else []
+    paths += [measured(aligned, BatchNorm.reestimate, r) for r in (Renormalise.repair, Renormalise.rescale)]
+    own: list[Stage] = [aligned, *paths, Plot(context, paths)]
+    return Request(own=own, beside=[start, end])
+
+
+def merge(context: Context, networks: Sequence[Endpoint]) -> Request:
+    """The mean of any number of networks, before and after they are matched."""
+    from modeconn_cli.stages.merge import Merged
+
+    if len(networks) < 2:
+        raise UserError("there is nothing to merge in one endpoint: give two or more, as endpoints.seeds=[0,1,2].")
+    merged = Merged(context, [*networks])
+    merged.check()
+    return Request(own=[merged], beside=networks)
+
+
+def ends_of_path(context: Context, command: str) -> tuple[Endpoint, Endpoint]:
+    """The two endpoints that a command joins, the second permuted where the configuration asks for it."""
+    start, end = two_of(endpoints(context), context, command)
+    return start, aligned_end(context, start, end) or end
+
+
+def aligned_end(context: Context, start: Endpoint, end: Endpoint) -> Aligned | None:
+    """The second endpoint permuted, where the configuration asks for it."""
+    if context.config.rebasin.method is Match.none:
+        return None
+    if context.config.rebasin.method in TOGETHER:
+        raise UserError(
+            f"rebasin={context.config.rebasin.method} brings any number of networks together, and a path has two ends: "
+            "use it with modeconn rebasin, or another method here."
+        )
+    aligned = Aligned(context, start, end)
+    aligned.check()
+    return aligned
 
 
 class Permuting(Stage):
@@ -172,11 +269,10 @@ class Aligned(Permuting, Endpoint):
         )
         require_same(self.end.metrics(), metrics(evaluator.scores()), self.short_name, self.context.task.columns)
 
-    def found(self, run: Run) -> dict[str, Any]:
-        """What a finished run says, for people."""
+    def found(self, run: Run) -> dict[str, dict[str, Any]]:
         summary = json.loads((run.folder / "summary.json").read_text())
         keep = ("method", "groups", "objective", "objective_is", "objective_before", "objective_after", "certificate")
-        return {"name": self.end.short_name, **{k: summary[k] for k in keep}}
+        return {**super().found(run), "aligned": {"name": self.end.short_name, **{k: summary[k] for k in keep}}}
 
     def _match(
         self,

@@ -60,9 +60,11 @@ class Context:
         self.trackers = trackers or Trackers(config.runtime.trackers, self.root, reporter.say)
         self.label = f"{safe(config.dataset.name)}-{safe(config.architecture.name)}"
 
-    def with_(self, config: Config) -> Context:
-        """Another configuration of the same request: who is told, what stops it and what follows it stay."""
-        return Context(config, self.reporter, self.signals, self.trackers)
+    def having(self, **changes: Any) -> Context:
+        """A context with other settings that shares this one's reporter, signals and trackers."""
+        if all(getattr(self.config, k) == v for k, v in changes.items()):
+            return self
+        return Context(dataclasses.replace(self.config, **changes), self.reporter, self.signals, self.trackers)
 
     @cached_property
     def device(self) -> torch.device:

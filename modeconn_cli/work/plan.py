@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from typing import Any
 
 from modeconn_cli.errors import RunFailed, UserError
-from modeconn_cli.evaluation.buffers import norm_layers
+from modeconn_cli.plugins import load
 from modeconn_cli.report.plots import PathResult
 from modeconn_cli.report.tables import barrier_rows, read_path, verdict_sentence
 from modeconn_cli.results import SUMMARY, Result, read_summary
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import BatchNorm, Config, Match, Pairing, PathOf, Rebasin, Renormalise, check
-from modeconn_cli.stages.curve import FitCurve
-from modeconn_cli.stages.endpoints import Endpoint, TrainedEndpoint, recorded_metrics
-from modeconn_cli.stages.evaluate import MeasuredCurve
-from modeconn_cli.stages.imported import SAME, imported_endpoints
-from modeconn_cli.stages.interpolate import Segment
-from modeconn_cli.stages.merge import Merged
-from modeconn_cli.stages.plot import Plot
-from modeconn_cli.stages.rebasin import Aligned
+from modeconn_cli.settings import Config, check
+from modeconn_cli.work.command import COMMANDS
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.measuring import MeasuredPath
 from modeconn_cli.work.reporting import Reporter
 from modeconn_cli.work.stage import Stage, execute
 
-TOGETHER = (Match.merge_many, Match.c2m3)
-
-S = TypeVar("S", bound=Stage)
+SECTIONS = ("endpoints", "aligned", "merged")  # that every answer has, empty or not
 
 
 @dataclass
@@ -44,6 +35,7 @@ class Plan:
     stages: list[Stage]
     own: list[Stage]
     keep_going: bool = False
+    twins: Mapping[str, Sequence[Stage]] = field(default_factory=dict)  # stage objects by digest
 
     def rows(self) -> list[dict[str, Any]]:
         """What each stage would do now, and why; for --dry-run."""
@@ -63,12 +55,15 @@ class Plan:
         lost: dict[str, str] = {}
         with self.context.signals.caught(), closing(self.context.trackers):
             for stage in self.stages:
-                missing = next((lost[u.identity.digest] for u in stage.upstream if u.identity.digest in lost), None)
+                missing = next((lost[u.identity.digest] for u in stage.upstream() if u.identity.digest in lost), None)
                 if missing is not None:
                     self._lose(stage, done, lost, "skipped", f"needs {missing}")
                     continue
                 try:
-                    done.append(_row(stage, execute(stage, self._forced(stage))))
+                    run = execute(stage, self._forced(stage))
+                    for twin in self.twins.get(stage.identity.digest, ()):
+                        twin.done = run
+                    done.append(_row(stage, run))
                 except (RunFailed, UserError) as failure:
                     if not self.keep_going:
                         raise
@@ -97,21 +92,19 @@ class Plan:
         return found
 
     def findings(self) -> dict[str, Any]:
-        """What finished stages found, read from their directories: endpoints, barriers, verdicts, pictures."""
+        """What finished stages found, read from their directories: by section, barriers, verdicts, pictures."""
         finished = {s: run for s in self.stages if (run := s.locate(False)).status == "cached"}
         measured = self.measured()
         pictures = [str(run.folder / "plot.png") for s, run in finished.items() if s.makes == "picture"]
         summaries = (read_summary(run.folder) for run in finished.values() if (run.folder / SUMMARY).exists())
+        sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
+        for stage, run in finished.items():
+            for section, entry in stage.found(run).items():
+                sections.setdefault(section, []).append(entry)
         return {
             "task": next((s["task"] for s in summaries if "columns" in s.get("task", {})), {}),
-            "endpoints": [
-                {"name": s.label, "from": s.short_name, **recorded_metrics(run.folder)}
-                for s, run in finished.items()
-                if isinstance(s, Endpoint)
-            ],
+            **sections,
             "barriers": barrier_rows(measured),
-            "aligned": [s.found(run) for s, run in finished.items() if isinstance(s, Aligned)],
-            "merged": [s.found(run) for s, run in finished.items() if isinstance(s, Merged)],
             "verdicts": [
                 {
                     "path": p.title,
@@ -146,198 +139,53 @@ def _row(stage: Stage, run: Run) -> dict[str, Any]:
     }
 
 
-def make_plan(command: str, config: Config, reporter: Reporter) -> Plan:
+def make_plan(command: str, config: Config, reporter: Reporter, **arguments: Any) -> Plan:
     """The stages behind a command. Nothing is written; what can be wrong with the request is found here.
+
+    Args:
+        command: a key of COMMANDS.
+        arguments: of that command's own.
 
     Raises:
         UserError: see the message.
     """
+    load()
     check(config)
     context = Context(config, reporter)
     _ = context.device, context.parameters  # the device is there, and the network fits the data
     context.settle_threads()
-    if command == "run":
-        return _pipeline(context)
-    endpoints = _endpoints(context)
-    if command == "train-endpoints":
-        return Plan(context, [*endpoints], [*endpoints])
-    if command == "rebasin" and config.rebasin.method is Match.none:
-        raise UserError(
-            "rebasin=none aligns nothing: choose rebasin=weight, activation, straight_through, sinkhorn, merge_many or "
-            "c2m3, or measure the line as it is with modeconn interpolate."
-        )
-    if command == "rebasin" and config.rebasin.method in TOGETHER:
-        return _merge(context, endpoints)
-    if command == "rebasin" and len(endpoints) > 2:
-        raise UserError(
-            f"modeconn rebasin joins two endpoints by rebasin={config.rebasin.method}, and {len(endpoints)} are given: "
-            f"use rebasin={' or rebasin='.join(map(str, TOGETHER))} for more."
-        )
-    start, end = _two(endpoints, context, command)
-    if command == "rebasin":
-        return _rebasin(context, start, end)
-    if command.startswith("connect"):
-        return _connection(context, start, end, command.split("+")[1:])
-    aligned = _aligned(context, start, end)
-    if aligned is not None:
-        end = aligned
-    segment = Segment(context, start, end)
-    if command == "interpolate" or (command == "evaluate" and config.interpolation.path is PathOf.segment):
-        own: list[Stage] = [segment, Plot(context, [segment])]
-        return _identified(Plan(context, [*endpoints, *([aligned] if aligned else []), *own], own))
-    curve = _curve(context, start, end)
-    measured = MeasuredCurve(context, curve)
-    picture = Plot(context, [segment, measured])
-    own = [measured, picture] if command == "evaluate" else [curve, measured, picture]
-    before = [*endpoints, *([aligned] if aligned else [])]
-    return _identified(Plan(context, [*before, segment, curve, measured, picture], own))
+    request = COMMANDS[command].request(context, **arguments)
+    stages, twins = ordered([*request.beside, *request.own])
+    own = {s.identity.digest for s in request.own}
+    return Plan(context, stages, [s for s in stages if s.identity.digest in own], request.keep_going, twins)
 
 
-def _pipeline(context: Context) -> Plan:
-    """Everything ``run`` asks for, over its replicates and pairs."""
-    config, options = context.config, context.config.pipeline
-    stages: dict[str, Stage] = {}
+def ordered(wanted: Sequence[Stage]) -> tuple[list[Stage], dict[str, list[Stage]]]:
+    """Wanted stages and all that they stand on, each result once: what is needed first, else in the order asked for.
 
-    def once(stage: S) -> S:
-        return stages.setdefault(stage.identity.digest, stage)  # type: ignore[return-value]
+    The second value has every stage by its digest: several objects may describe one result.
+    """
+    twins: dict[str, list[Stage]] = {}
+    needs: dict[str, list[str]] = {}
 
-    for seed in [config.seed] if options.replicates is None else options.replicates:
-        here = context if seed == config.seed else context.with_(replace(config, seed=seed))
-        endpoints = [once(endpoint) for endpoint in _endpoints(here)]
-        for pair in _pairs(endpoints, here):
-            start, end = _two(pair, here, "run")
-            aligned = _aligned(here, start, end)
-            if aligned is not None:
-                end = once(aligned)
-            measured: list[MeasuredPath] = []
-            if PathOf.segment in options.paths:
-                measured.append(once(Segment(here, start, end)))
-            if PathOf.curve in options.paths:
-                measured.append(once(MeasuredCurve(here, once(_curve(here, start, end)))))
-            once(Plot(here, measured))
-    everything = list(stages.values())
-    own = [s for s in everything if not isinstance(s, Endpoint)]
-    return _identified(Plan(context, everything, own, keep_going=True))
+    def visit(stage: Stage) -> None:
+        above = stage.upstream()
+        for upstream in above:
+            visit(upstream)
+        digest = stage.identity.digest
+        if not any(stage is twin for twin in twins.setdefault(digest, [])):
+            twins[digest].append(stage)
+        needs.setdefault(digest, [u.identity.digest for u in above])
 
-
-def _pairs(endpoints: Sequence[Endpoint], context: Context) -> list[Sequence[Endpoint]]:
-    if context.config.pipeline.pairs is Pairing.all:
-        return list(itertools.combinations(endpoints, 2))
-    if len(endpoints) % 2:
-        raise UserError(
-            f"run joins endpoints two by two, and {len(endpoints)} are given: give an even number, or "
-            "pipeline.pairs=all for every pair."
-        )
-    return [endpoints[i : i + 2] for i in range(0, len(endpoints), 2)]
-
-
-def _aligned(context: Context, start: Endpoint, end: Endpoint) -> Aligned | None:
-    """The second endpoint permuted, where the configuration asks for it."""
-    if context.config.rebasin.method is Match.none:
-        return None
-    if context.config.rebasin.method in TOGETHER:
-        raise UserError(
-            f"rebasin={context.config.rebasin.method} brings any number of networks together, and a path has two ends: "
-            "use it with modeconn rebasin, or another method here."
-        )
-    aligned = Aligned(context, start, end)
-    aligned.check()
-    return aligned
-
-
-def _rebasin(context: Context, start: Endpoint, end: Endpoint) -> Plan:
-    """The straight line before and after alignment, and after every renormalisation that the network admits."""
-    config = context.config
-    aligned = Aligned(context, start, end)
-    aligned.check()
-    if config.interpolation.renormalise is not Renormalise.none:
-        context.reporter.say("interpolation.renormalise changes nothing with modeconn rebasin, which measures them all")
-
-    def measured(to: Endpoint, batch_norm: BatchNorm, renormalise: Renormalise) -> Segment:
-        options = replace(config.interpolation, batch_norm=batch_norm, renormalise=renormalise)
-        rebasin = config.rebasin if to is aligned else Rebasin()
-        own = replace(config, interpolation=options, rebasin=rebasin)
-        return Segment(context.with_(own), start, to)
-
-    has_norm = bool(norm_layers(context.module()))
-    plain = BatchNorm.mean if has_norm else BatchNorm.reestimate
-    paths = [measured(end, plain, Renormalise.none), measured(aligned, plain, Renormalise.none)]
-    paths += [measured(aligned, BatchNorm.reestimate, Renormalise.none)] if has_norm else []
-    paths += [measured(aligned, BatchNorm.reestimate, r) for r in (Renormalise.repair, Renormalise.rescale)]
-    own: list[Stage] = [aligned, *paths, Plot(context, paths)]
-    return _identified(Plan(context, [start, end, *own], own))
-
-
-def _merge(context: Context, endpoints: Sequence[Endpoint]) -> Plan:
-    """The mean of any number of networks, before and after they are matched."""
-    if len(endpoints) < 2:
-        raise UserError("there is nothing to merge in one endpoint: give two or more, as endpoints.seeds=[0,1,2].")
-    merged = Merged(context, [*endpoints])
-    merged.check()
-    return _identified(Plan(context, [*endpoints, merged], [merged]))
-
-
-def _connection(context: Context, start: Endpoint, end: Endpoint, more: Sequence[str]) -> Plan:
-    """The straight line; with "aligned" also that to the aligned end, with "curve" a curve between the given ends."""
-    stages: list[Stage] = [start, end]
-    measured: list[MeasuredPath] = [Segment(context, start, end)]
-    if "aligned" in more:
-        config = replace(context.config, rebasin=replace(context.config.rebasin, method=Match.weight))
-        there = context.with_(config)
-        aligned = Aligned(there, start, end)
-        aligned.check()
-        stages.append(aligned)
-        measured.append(Segment(there, start, aligned))
-    if "curve" in more:
-        curve = _curve(context, start, end)
-        stages.append(curve)
-        measured.append(MeasuredCurve(context, curve))
-    own = [*stages[2:], *measured, Plot(context, measured)]
-    return _identified(Plan(context, [start, end, *own], own))
-
-
-def _curve(context: Context, start: Endpoint, end: Endpoint) -> FitCurve:
-    curve = FitCurve(context, start, end)
-    curve.check()
-    return curve
-
-
-def _identified(plan: Plan) -> Plan:
-    """The plan, once every stage has found the files that identify it."""
-    _ = [stage.identity for stage in plan.stages]
-    return plan
-
-
-def _two(endpoints: Sequence[Endpoint], context: Context, command: str) -> tuple[Endpoint, Endpoint]:
-    """The two endpoints of a path, which must be two and differ."""
-    if len(endpoints) != 2:
-        options = context.config.endpoints
-        if options.checkpoints is not None or options.references is not None:
-            key = "checkpoints" if options.references is None else "from"
-            raise UserError(f"{command} joins two endpoints, and endpoints.{key} names {len(endpoints)}: give two.")
-        raise UserError(
-            f"{command} joins two endpoints, and {len(endpoints)} are given: use endpoints.seeds=[0,1], or sweep "
-            "pairs with --multirun 'endpoints.seeds=[0,1],[2,3]'."
-        )
-    start, end = endpoints
-    if start.identity.digest == end.identity.digest:
-        raise UserError(f"both endpoints are {SAME}")
-    return start, end
-
-
-def _endpoints(context: Context) -> list[Endpoint]:
-    options, seed = context.config.endpoints, context.config.seed
-    imported = imported_endpoints(context)
-    if imported is not None:
-        return [*imported]
-    seeds = [2 * seed, 2 * seed + 1] if options.seeds is None else options.seeds
-    if len(set(seeds)) < len(seeds):
-        raise UserError(
-            f"endpoints.seeds={seeds} names a seed twice, and equal seeds give identical endpoints: give different "
-            "ones."
-        )
-    if not seeds:
-        raise UserError("endpoints.seeds=[] names no endpoint; give seeds, as endpoints.seeds=[0,1].")
-    trained = [TrainedEndpoint(context, s) for s in seeds]
-    trained[0].check()
-    return [*trained]
+    for stage in wanted:
+        visit(stage)
+    rank = {digest: i for i, digest in enumerate(needs)}
+    sorter = TopologicalSorter(needs)
+    sorter.prepare()
+    ready: list[str] = []
+    order = []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=rank.__getitem__)
+        order.append(ready.pop(0))
+        sorter.done(order[-1])
+    return [twins[digest][0] for digest in order], twins

@@ -23,7 +23,7 @@ def recorded_config(run: Found, runtime: settings.Runtime) -> settings.Config:
     file = run.folder / "config.yaml"
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        groups = {k: _node(k, v) for k, v in content.items() if k in settings.NODES and k != "runtime"}
+        groups = {k: _node(k, v) for k, v in content.items() if k in settings.nodes() and k != "runtime"}
         return settings.Config(seed=int(content["seed"]), **groups, runtime=runtime)
     except OSError:
         raise UserError(f"{file} is not there, which names the data and the architecture of that run.") from None
@@ -40,7 +40,7 @@ def _node(group: str, content: dict[str, Any]) -> Any:
         names = {f.name for f in dataclasses.fields(node)}
         return len(names & content.keys()), -len(names)
 
-    node = max(settings.NODES[group].values(), key=fit)
+    node = max(settings.nodes()[group].values(), key=fit)
     known = {f.name for f in dataclasses.fields(node)}
     given = {k: v for k, v in content.items() if k in known}
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), given))

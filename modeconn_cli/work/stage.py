@@ -26,15 +26,23 @@ class Stage(ABC):
     VERSION is raised when a change of the code changes results, so that old ones are not taken for new.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # of its directories and, where it has one, its command
     makes: ClassVar[str] = ""  # the kind of result, as provenance.json records it: "endpoint" is where paths end
     groups: ClassVar[tuple[str, ...]] = ()  # of the configuration, that it reads itself; its upstream's come on top
     VERSION: ClassVar[int] = 1
     gradient_steps: int = 0
 
     def __init__(self, context: Context, upstream: Sequence[Stage] = ()) -> None:
-        self.context, self.upstream = context, list(upstream)
+        self.context, self._upstream = context, list(upstream)
         self.done: Run | None = None
+
+    def upstream(self) -> Sequence[Stage]:
+        """The stages whose results this one is made from."""
+        return self._upstream
+
+    def found(self, run: Run) -> dict[str, dict[str, Any]]:
+        """What a finished run found, by the list of a command's answer that it is an entry of."""
+        return {}
 
     @property
     @abstractmethod
@@ -52,7 +60,7 @@ class Stage(ABC):
     @property
     def shaped_by(self) -> list[str]:
         """Every group of the configuration that the result depends on."""
-        return [*dict.fromkeys([g for u in self.upstream for g in u.shaped_by] + [*self.groups])]
+        return [*dict.fromkeys([g for u in self.upstream() for g in u.shaped_by] + [*self.groups])]
 
     def made_from(self) -> Sequence[Path]:
         """Finished runs besides upstream stages that the result is made from, by reference; they are kept with it."""
@@ -60,7 +68,9 @@ class Stage(ABC):
 
     @cached_property
     def identity(self) -> Identity:
-        return Identity(self.name, self.VERSION, self.label, self.fields(), [u.identity.digest for u in self.upstream])
+        return Identity(
+            self.name, self.VERSION, self.label, self.fields(), [u.identity.digest for u in self.upstream()]
+        )
 
     def locate(self, force: bool) -> Run:
         return locate(self.identity, self.context.root, force)
@@ -100,7 +110,7 @@ def execute(stage: Stage, force: bool) -> Run:
 def _compute(stage: Stage, run: Run, started: float) -> None:
     context = stage.context
     run.write_text("config.yaml", yaml.safe_dump(plain(context.config), sort_keys=False))
-    upstream = [*(u.result.folder for u in stage.upstream), *stage.made_from()]
+    upstream = [*(u.result.folder for u in stage.upstream()), *stage.made_from()]
     # From the beginning, so that what begun work stands on is not removed.
     run.write_json("provenance.json", provenance(upstream, {"kind": stage.makes, "groups": stage.shaped_by}))
     run.log(f"{run.status}: {run.why}")

@@ -21,13 +21,14 @@ from omegaconf.errors import OmegaConfBaseException
 from modeconn_cli import settings
 from modeconn_cli.errors import UserError
 from modeconn_cli.front import compose as launch
+from modeconn_cli.front import overrides
 from modeconn_cli.settings import Config
 
 CONF = ROOT / "conf"
 # Files under paper/ describe published tables; test_reproduce.py composes all that they ask for.
 FILES = sorted(p.relative_to(CONF) for p in CONF.glob("*/*.yaml") if p.parent.name != "paper")
 CHOICES = [(str(f.parent), f.stem) for f in FILES]
-NODES = [(group, name, node) for group, nodes in settings.NODES.items() for name, node in nodes.items()]
+NODES = [(group, name, node) for group, nodes in settings.nodes().items() for name, node in nodes.items()]
 FIELDS = [
     pytest.param(group, node, f, id=f"{group}{name}.{f.name}")
     for group, name, node in NODES
@@ -53,9 +54,9 @@ def config_with(group: str, node: Any) -> Config:
 def test_the_files_are_found() -> None:
     """Without this, an empty list of files would pass every test below."""
     assert len(FILES) >= 45
-    assert {g for g, _ in CHOICES} == {*settings.NODES, "experiment"}
+    assert {g for g, _ in CHOICES} == {*settings.nodes(), "experiment"}
     assert all((str(f.parent), f.stem) in CHOICES for f in FILES)
-    assert launch.groups() == {g: sorted(c for h, c in CHOICES if h == g) for g, _ in CHOICES}
+    assert overrides.groups() == {g: sorted(c for h, c in CHOICES if h == g) for g, _ in CHOICES}
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=[f"{g}-{c}" for g, c in CHOICES])
@@ -82,20 +83,20 @@ def test_files_set_known_keys_and_say_what_they_are(group: str, choice: str) -> 
     content = yaml.safe_load(text)
     if group == "experiment":
         assert "# @package _global_" in text
-        assert {*content} - {"defaults"} <= {"seed", *settings.NODES}
+        assert {*content} - {"defaults"} <= {"seed", *settings.nodes()}
         config = composed(f"{group}={choice}")
-        for part in settings.NODES:
+        for part in settings.nodes():
             known = {f.name for f in dataclasses.fields(type(getattr(config, part)))}
             assert {*content.get(part, {})} <= known
         return
-    node = launch.node_of(group, choice)
+    node = overrides.node_of(group, choice)
     assert node is not None
     assert {*content} - {"defaults"} <= {f.name for f in dataclasses.fields(node)}
-    assert content["defaults"] == [next(n for n, k in settings.NODES[group].items() if k is node)]
+    assert content["defaults"] == [next(n for n, k in settings.nodes()[group].items() if k is node)]
 
 
 def test_every_group_of_the_schema_has_a_default_choice() -> None:
-    assert {*launch.default_choices()} == {*settings.NODES}
+    assert {*overrides.default_choices()} == {*settings.nodes()}
 
 
 def test_a_users_file_without_its_schema_is_refused(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_every_field_is_documented(group: str, node: type, f: dataclasses.Field[
 def test_the_groups_of_a_config_are_documented() -> None:
     for f in dataclasses.fields(Config):
         assert f.metadata["doc"].endswith(".")
-    assert {f.name for f in dataclasses.fields(Config)} == {"seed", *settings.NODES}
+    assert {f.name for f in dataclasses.fields(Config)} == {"seed", *settings.nodes()}
 
 
 OUTSIDE = {"ge": (-1, 0), "gt": (0, 1), "le": (1, 0), "lt": (0, -1)}  # steps from the bound: outside, inside
@@ -253,7 +254,7 @@ def test_enumerations_take_their_values_and_no_other(group: str, name: str, node
     sorted(
         {
             f"{group}.{f.name}"
-            for group, node in ((g, type(getattr(Config(), g))) for g in settings.NODES)
+            for group, node in ((g, type(getattr(Config(), g))) for g in settings.nodes())
             for f in dataclasses.fields(node)
             if settings.allowed_values(node, f.name)
         }

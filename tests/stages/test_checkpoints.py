@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from modeconn_cli import settings
-from modeconn_cli.front.compose import node_of
+from modeconn_cli.front.overrides import node_of
 from modeconn_cli.networks import read_metadata, write_state
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.stages.endpoints import CHECKPOINT
