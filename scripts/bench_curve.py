@@ -124,6 +124,7 @@ def bench(name: str, rounds: int, device: torch.device) -> Iterator[tuple[str, l
     recipe = Training(batch_size=BATCH, lr=1e-9)
     trainer = Trainer(net, Bezier(2), W_kp, slice(1, 2), Classify(data), recipe, 0)
     net.module.train()
+    trainer.begin_epoch(0)
     c, lr = torch.tensor([0.25, 0.5, 0.25], device=device), torch.tensor(recipe.lr, device=device)
     batch = Batch(x_ours, y)
 

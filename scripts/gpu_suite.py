@@ -2,36 +2,44 @@
 
     python scripts/gpu_suite.py --out DIR [--device cuda] [--smoke]
 
-Steps are independent, each writes DIR/<step>.json when it is done, and a step that is there is not run again; the
-experiment's own runs are cached under DIR/outputs. --smoke makes every step small, to try the script on a CPU.
+Steps are independent and come with what is worth most first; each writes DIR/<step>.json when it is done, and a step
+that is there is not run again. The experiment's own runs are cached under DIR/outputs. --only runs some steps. --smoke
+makes every step small, to try the script on a CPU, where steps are replayed by calling them.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.func import functional_call
 
 from modeconn_cli.data.dataset import Augment, Data, Split
+from modeconn_cli.families.base import Family
 from modeconn_cli.families.bezier import Bezier
+from modeconn_cli.families.point import Point
 from modeconn_cli.matching.sinkhorn import sinkhorn_matching
 from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.models import build as models
-from modeconn_cli.settings import Training
+from modeconn_cli.settings import Optimizer, Precision, Schedule, Training
 from modeconn_cli.symmetry.graph import trace
 from modeconn_cli.tasks.base import Batch
 from modeconn_cli.tasks.classify import Classify
+from modeconn_cli.training.device_only import DeviceOnly
 from modeconn_cli.training.loop import Trainer
+from modeconn_cli.training.precision import arithmetic
 from modeconn_cli.weights import FlatModule
 
 
@@ -48,12 +56,18 @@ def toy(device: torch.device) -> Data:
     )
 
 
-def make_trainer(device: torch.device, recipe: Training) -> Trainer:
+def make_trainer(
+    device: torch.device, recipe: Training, family: Family | None = None, trained: Sequence[int] = (1,)
+) -> Trainer:
     torch.manual_seed(0)
     net = FlatModule(models.build("resnet", (3, 16, 16), 10, depth=8, width=0.5).to(device), channels_last=True)
-    rows = net.point.repeat(3, 1)
-    rows[1:] += 0.01 * torch.randn(rows[1:].shape, generator=torch.Generator().manual_seed(1)).to(device)
-    return Trainer(net, Bezier(2), rows, slice(1, 2), Classify(toy(device)), recipe, seed=3)
+    family = family or Bezier(2)
+    rows = net.point.repeat(family.vertices, 1)
+    generator = torch.Generator().manual_seed(1)
+    for row in rows[1:]:
+        for view in net.views(row):
+            view += 0.01 * torch.randn(view.shape, generator=generator).to(device)
+    return Trainer(net, family, rows, trained, Classify(toy(device)), recipe, seed=3)
 
 
 def gradient(device: torch.device) -> dict[str, Any]:
@@ -116,9 +130,133 @@ def agrees_with_cpu(device: torch.device) -> dict[str, Any]:
     for place in (torch.device("cpu"), device):
         trainer = make_trainer(place, Training(epochs=1, batch_size=18, lr=0.01))
         trainer.run()
-        ends.append(trainer.W_kp[1].cpu())
+        named = trainer.net.named(trainer.W_kp[1])
+        ends.append(torch.cat([v.reshape(-1).cpu() for v in named.values()]))
     error = float((ends[0] - ends[1]).norm() / ends[0].norm())
     return {"relative_difference": error, "holds": error < 1e-3}
+
+
+def on_device(device: torch.device) -> dict[str, Any]:
+    """No kind of step reads the device, moves a tensor, draws or has a result whose shape depends on values."""
+    faults = {}
+    for family, trained in ((Point(), [0]), (Bezier(2), [1]), (Bezier(3), [0, 1, 2, 3])):
+        for optimizer in Optimizer:
+            for precision in Precision:
+                recipe = Training(batch_size=16, lr=0.01, optimizer=optimizer, precision=precision)
+                trainer = make_trainer(device, recipe, family, trained)
+                trainer.net.module.train()
+                trainer.begin_epoch(0)
+                trainer.take_step(16)  # cuDNN's and cuBLAS's own first steps
+                try:
+                    with DeviceOnly():
+                        trainer.take_step(16)
+                        trainer.take_step(16)
+                except RuntimeError as fault:
+                    faults[f"{family} {optimizer} {precision}"] = str(fault)
+    return {"faults": faults, "holds": not faults}
+
+
+# Network, depth; examples of an epoch; whether it is a curve, and precision.
+GRAPHS = {
+    f"graph_{name}_{kind}_{precision}": (family, depth, kind == "curve", precision)
+    for name, family, depth in (("resnet20", "resnet", 20), ("vgg16", "vgg", 16), ("preresnet164", "preresnet", 164))
+    for kind in ("curve", "endpoint")
+    for precision in (Precision.tf32, Precision.bfloat16)
+}
+
+
+def images(n: int, device: torch.device) -> Data:
+    generator = torch.Generator().manual_seed(0)
+
+    def split(name: str, n: int) -> Split:
+        y = torch.randint(0, 10, (n,), generator=generator)
+        x = torch.randint(0, 200, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        x += 5 * y.view(-1, 1, 1, 1).byte()
+        return Split(name, x, y)
+
+    mean, std = torch.full((1, 3, 1, 1), 0.5), torch.full((1, 3, 1, 1), 0.25)
+    return Data(split("train", n), None, split("test", 20), 10, (3, 32, 32), mean, std, Augment(4, True), "made").to(
+        device
+    )
+
+
+def graph(device: torch.device, smoke: bool, family: str, depth: int, curve: bool, kind: Precision) -> dict[str, Any]:
+    """A whole epoch of one captured step against the same epoch, eagerly, from the same state; and the time of each.
+
+    Kernels may be chosen otherwise and training amplifies it: the first step must agree to 2% of its own length, and
+    the epoch's mean loss to 5%. Dropout is off, and PyTorch is free to take its quickest kernels.
+    """
+    if smoke:
+        family, depth = "resnet", 8
+    batch, steps = (8, 3) if smoke else (128, 100)
+    data = images(batch * steps, device)
+    recipe = Training(batch_size=batch, epochs=3, lr=0.02, precision=kind, schedule=Schedule.constant)
+
+    def fresh() -> Trainer:
+        torch.manual_seed(0)
+        net = FlatModule(models.build(family, (3, 32, 32), 10, depth=depth).to(device), channels_last=True)
+        for dropout in [m for m in net.module.modules() if isinstance(m, nn.Dropout)]:
+            dropout.p = 0.0
+        if not curve:
+            return Trainer(net, Point(), net.point[None], [0], Classify(data), recipe, seed=3)
+        return Trainer(net, Bezier(2), net.point.repeat(3, 1), [1], Classify(data), recipe, seed=3)
+
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = True
+    with arithmetic(kind):
+        found = {name: _epoch(fresh(), batch, steps, name == "graph", device) for name in ("eager", "graph")}
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    eager, replayed = found["eager"], found["graph"]
+    first = float((eager["first"] - replayed["first"]).norm() / eager["moved"])
+    loss = abs(eager["loss"] / replayed["loss"] - 1)
+    times = {name: {"ms_per_step": 1e3 * f["seconds"] / steps, "mean_loss": f["loss"]} for name, f in found.items()}
+    return {
+        **times,
+        "faster": eager["seconds"] / replayed["seconds"],
+        "first_step_apart": first,
+        "mean_loss_apart": loss,
+        "holds": first < 0.02 and loss < 0.05,
+    }
+
+
+def _epoch(trainer: Trainer, batch: int, steps: int, captured: bool, device: torch.device) -> dict[str, Any]:
+    """The second epoch, eagerly or by a graph; the first warms up."""
+    trainer.net.module.train()
+    row = trainer.W_kp[trainer.trained[0]]
+    trainer.begin_epoch(0)
+    trainer.step = 0
+    state = copy.deepcopy(trainer.state())
+    take = lambda: trainer.take_step(batch)  # noqa: E731
+    if device.type == "cuda":
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                trainer.take_step(batch)
+        torch.cuda.current_stream().wait_stream(side)
+        if captured:
+            recorded = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(recorded):
+                trainer.take_step(batch)
+            take = recorded.replay
+    trainer.load(state)
+    trainer.begin_epoch(1)
+    before = row.clone()
+    take()
+    first = row.clone()
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(steps - 1):
+        take()
+    synchronize(device)
+    seconds = (time.perf_counter() - start) * steps / (steps - 1)
+    return {"first": first, "moved": (first - before).norm(), "seconds": seconds, "loss": float(trainer._losses.mean())}
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def matching(device: torch.device) -> dict[str, Any]:
@@ -149,6 +287,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", nargs="+", help="these steps")
     parser.add_argument("--smoke", action="store_true", help="small steps, for trying the script on a CPU")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -181,6 +320,8 @@ def main() -> None:
     layer_norm = ["endpoints.lr=0.1", *([] if args.smoke else ["architecture.norm=layer"])]
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "gradient": lambda: gradient(device),
+        "on_device": lambda: on_device(device),
+        **{name: partial(graph, device, args.smoke, *case) for name, case in GRAPHS.items()},
         "resume": lambda: resume(device),
         "agrees_with_cpu": lambda: agrees_with_cpu(device),
         "matching": lambda: matching(device),
@@ -193,6 +334,8 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     failed = 0
     for step, run in steps.items():
+        if args.only and step not in args.only:
+            continue
         file = args.out / f"{step}.json"
         if file.exists():
             print(f"{step}: there already")

@@ -16,9 +16,10 @@ from modeconn_cli.weights import FlatModule
 class Engine(Protocol):
     """Everything stays on the device: an engine reads nothing back and draws nothing but the network's dropout."""
 
-    def gradient(self, w_p: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """At w (P,) on a batch: the loss () and the sums over the batch (C,) of the task's columns but the first; and
-        the gradient (P,) of loss + decay / 2 |w|^2, which is the caller's to change until the next call.
+        the gradient (P,) of loss + decay / 2 |w|^2, times ``scale`` () where one is given, which the caller may change
+        until the next call. Scaling here costs no pass over memory.
         """
 
 
@@ -34,7 +35,7 @@ class Eager:
         self._gradient_p = torch.zeros_like(net.point)
         self._parts = net.views(self._gradient_p)
 
-    def gradient(self, w_p: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         net, task = self.net, self.task
         if w_p is not net.point:
             net.bind(w_p)
@@ -46,16 +47,23 @@ class Eager:
             if len(task.columns) > 1:
                 scores = task.scores(output, batch)
                 sums = torch.stack([scores[c.name].sum().to(loss.dtype) for c in task.columns[1:]])
+        gradients = net.gradients(loss if scale is None else loss * scale)
         with torch.no_grad():
-            self._gather(net.gradients(loss))
+            self._gather(gradients, scale)
         return loss.detach(), sums, self._gradient_p
 
-    def _gather(self, gradients: list[Tensor]) -> None:
-        """Write the objective's gradient into the flat vector."""
+    def _gather(self, gradients: list[Tensor], scale: Tensor | None) -> None:
+        """Write the objective's gradient into the flat vector, given the loss's, scaled."""
+        share = None if scale is None else scale * self.decay
         if self.decay and self._gradient_p.device.type == "cpu":  # one pass over memory in place of two
             for part, gradient, w in zip(self._parts, gradients, self.net.parameters, strict=True):
-                torch.add(gradient, w, alpha=self.decay, out=part)
+                if share is None:
+                    torch.add(gradient, w, alpha=self.decay, out=part)
+                else:
+                    torch.addcmul(gradient, w, share, out=part)
             return
         torch._foreach_copy_(self._parts, gradients)
-        if self.decay:
+        if self.decay and share is None:
             self._gradient_p.add_(self.net.point, alpha=self.decay)
+        elif share is not None and self.decay:
+            self._gradient_p.addcmul_(self.net.point, share)

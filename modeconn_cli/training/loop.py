@@ -122,8 +122,11 @@ class Trainer:
         # Several rows need a gradient each; a single one's is the point's, scaled where it is.
         own = overrides(family, "force") or overrides(family, "penalty")
         self._force_tp = torch.empty(len(self.trained), len(net.point), dtype=net.point.dtype, device=device)
+        self._scales_loss = len(self.trained) == 1 and not own and not self.moves_with_row
         if own or len(self.trained) == 1:
             self._force_tp = self._force_tp[:0]
+        # With few rows and no negative share, interpolating row by row is quicker on a CPU than a matrix product.
+        self._interpolates = False
         self._drawn: OnDevice | None = None
         self._at = torch.zeros(1, dtype=torch.int64, device=device)  # the step's number in its epoch
         self._steps = torch.arange(self.steps_per_epoch, device=device)
@@ -187,6 +190,7 @@ class Trainer:
             ),
             drawn.augmentation,
         )
+        self._interpolates = 1 < self.family.vertices < 4 and bool((drawn.coefficients >= 0).all())
         if self._drawn is None:
             self._drawn = on_device
             self.task.batch(self.task.data.train, slice(0, 1))  # what the data work out once, they work out now
@@ -212,17 +216,29 @@ class Trainer:
 
         Returns the loss before it and the batch's sums of the task's other columns, (1 + C,).
         """
-        if not self.moves_with_row:
-            torch.mv(self.W_kp.t(), c, out=self._point)
-        with torch.enable_grad():
-            loss, sums, g = self.engine.gradient(self._point, batch)
         shares = c.index_select(0, self._chosen)
+        self._form_point(c)
+        with torch.enable_grad():
+            loss, sums, g = self.engine.gradient(self._point, batch, shares[0] if self._scales_loss else None)
         if self._decoupled:
             shrink = (lr * -self._decoupled).to(c.dtype) * shares
             for row, share in zip(self._rows, shrink.split(1), strict=True):
                 row.addcmul_(self._point, share)
         self._update.step(self._forces(g, c, shares), lr)
         return torch.cat([loss.view(1), sums]).to(self._log.dtype)
+
+    def _form_point(self, c: Tensor) -> None:
+        """w = c @ W, where the network is not itself a row of W."""
+        if self.moves_with_row:
+            return
+        if not self._interpolates:
+            torch.mv(self.W_kp.t(), c, out=self._point)
+            return
+        so_far = c.cumsum(0)
+        weights = torch.where(so_far > 0, c / so_far, 1.0).split(1)  # a row before any share is replaced by the next
+        before = self.W_kp[0]
+        for row, weight in zip(self.W_kp[1:], weights[1:], strict=True):
+            before = torch.lerp(before, row, weight, out=self._point)
 
     def _forces(self, g_p: Tensor, c: Tensor, shares: Tensor) -> list[Tensor]:
         """dW (P,) of each trained row."""
@@ -232,10 +248,8 @@ class Trainer:
             if own_penalty:
                 force = force + self._penalty_gradient()
             return [*force.index_select(0, self._chosen)]
-        if self.moves_with_row:
+        if self.moves_with_row or self._scales_loss:
             return [g_p]
-        if len(self._rows) == 1:
-            return [g_p.mul_(shares)]
         return [*torch.mul(shares[:, None], g_p, out=self._force_tp)]
 
     def _penalty_gradient(self) -> Tensor:

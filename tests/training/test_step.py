@@ -196,6 +196,21 @@ def test_coefficients_may_be_negative(trained, make_data):
     check_step(Plane(), trained, [0.625, 0.625], make_data())  # (-1, 1, 1)
 
 
+@pytest.mark.parametrize("c", [[0.2, 0.5, 0.3], [0, 0.4, 0.6], [0, 0, 1], [1, 0, 0], [0, 1, 0]], ids=str)
+def test_a_point_is_interpolated_to_the_same_place(c, make_data):
+    """Row by row, whichever rows have no share, as by the product; and at a row alone, to that row's bits."""
+    net = FlatModule(mlp())
+    W = random_rows(net, 3)
+    trainer = Trainer(net, Bezier(2), W, [1], Classify(make_data()), Training(), seed=0)
+    for way in (False, True):
+        trainer._interpolates = way
+        net.point.fill_(torch.nan)
+        trainer._form_point(torch.tensor(c, dtype=torch.float64))
+        torch.testing.assert_close(net.point, torch.tensor(c, dtype=torch.float64) @ W, rtol=1e-13, atol=1e-15)
+        if max(c) == 1:
+            assert torch.equal(net.point, W[c.index(1)])
+
+
 @pytest.mark.parametrize("trained", [[1], [0, 1], [0, 1, 2]], ids=str)
 def test_a_penalty_is_part_of_the_objective(trained, make_data):
     check_step(Narrow(2), trained, [0.4], make_data())
