@@ -44,7 +44,7 @@ def choose_measured(root: Path, wanted: Sequence[str], everything: bool = False)
         fitting = measured
     else:
         origin = find(root, wanted[0]) if wanted else measured[-1]
-        ends = endpoints_of(origin)
+        ends = endpoints_of(origin) if origin.status != "unfinished" else ()
         fitting = [r for r in measured if ends and endpoints_of(r) == ends]
         if not fitting:
             raise UserError(
