@@ -75,6 +75,24 @@ def test_another_question_is_answered_from_the_kept_scores_as_a_fresh_run_would(
     assert (shown["intervals"]["confidence"], shown["verdict"]["below"]) == (0.95, 2.0)
 
 
+def test_intervals_of_a_mean_of_networks_are_asked_again_too(passes: list[str]) -> None:
+    words = ["rebasin", *SPIRALS, "endpoints.seeds=[0,1,2]", "rebasin=merge_many", "--json"]
+    first = ok(*words)
+    passes.clear()
+    again = ok(*words, *ASKED)
+    assert passes == []
+    assert {status for _, status in statuses(again)} == {"cached"}
+    fresh = ok(*words, *ASKED, "runtime.output_dir=fresh")
+    assert again.json["merged"] == fresh.json["merged"] != first.json["merged"]
+    (row,) = (r for r in first.json["merged"][0]["merged"] if r["network"] == "mean of the matched")
+    assert row["test_error"] == folder_metrics(first)["test_error"]
+
+
+def folder_metrics(answer: Answer) -> dict[str, float]:
+    metrics: dict[str, float] = Result.read(folders(answer)["rebasin"]).metrics
+    return metrics
+
+
 def test_the_kept_scores_are_those_behind_path_csv() -> None:
     folder = folders(ok("interpolate", *SPIRALS, "--json"))["interpolate"]
     table, kept = pd.read_csv(folder / "path.csv"), load_file(folder / "scores.safetensors")
@@ -131,13 +149,13 @@ class Distance(Stage):
 
     @property
     def label(self) -> str:
-        return self.upstream[0].label
+        return self.upstream()[0].label
 
     def fields(self) -> dict[str, Any]:
         return {}
 
     def compute(self, run: Run) -> Result:
-        length = pd.read_csv(self.upstream[0].result.folder / "path.csv")["length"]
+        length = pd.read_csv(self.upstream()[0].result.folder / "path.csv")["length"]
         nearer = np.minimum(length, length.max() - length)
         columns = [Column("point", "Point", digits=0), Column("distance", "Distance", unit="mm", digits=3)]
         rows = [{"point": i, "distance": float(d)} for i, d in enumerate(nearer)]

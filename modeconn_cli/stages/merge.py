@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,19 @@ from torch import Tensor
 
 from modeconn_cli.evaluation.barriers import resampled_means
 from modeconn_cli.evaluation.evaluator import Scores, metrics, require_same
-from modeconn_cli.evaluation.measured import SPLITS, split_note
+from modeconn_cli.evaluation.measured import SPLITS, Question, split_note
 from modeconn_cli.matching.many import RESTARTS, cycle_consistent, cycle_error, merge_many, pairs_of
 from modeconn_cli.matching.weight import weight_matching
-from modeconn_cli.networks import write_state
-from modeconn_cli.results import task_note
+from modeconn_cli.networks import read_state, write_state
+from modeconn_cli.results import SCORES, Result, read_summary, task_note
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import BatchNorm, Interpolation, Match, Renormalise
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint
 from modeconn_cli.stages.rebasin import Permuting
 from modeconn_cli.symmetry.certificate import certify_all
+from modeconn_cli.tasks.base import Column
 from modeconn_cli.work.context import Context
+from modeconn_cli.work.measuring import keep_scores, question_of, stacked_scores
 from modeconn_cli.work.saving import Saver
 
 
@@ -48,7 +50,7 @@ class Merged(Permuting):
             f"{self.context.label}-{'s' + '-'.join(names) if known else 'files'}-{self.context.config.rebasin.method}"
         )
 
-    def compute(self, run: Run) -> None:
+    def compute(self, run: Run) -> Result:
         options, context = self.context.config.rebasin, self.context
         module, symmetry, _ = self.traced
         states = [n.state() for n in self.networks]
@@ -71,8 +73,8 @@ class Merged(Permuting):
                 write_state(run, f"permutation-{k + 1}.safetensors", symmetry.moves(state, found))
         pairs = itertools.combinations(range(len(states)), 2)
         apart = {(i, j): weight_matching(symmetry, here[j], here[i], names, restarts=0).permutations for i, j in pairs}
-        rows = self._measure(run, states, aligned)
-        write = {
+        measured, more = self._measure(run, states, aligned)
+        more |= {
             "networks": [n.short_name for n in self.networks],
             "method": str(options.method),
             "objective": objective,
@@ -91,15 +93,16 @@ class Merged(Permuting):
             ],
             "pinned_by": symmetry.pinned_by,
             "certificate": certificate,
-            "merged": rows,
         }
-        summary = json.loads((run.folder / "summary.json").read_text())
-        run.write_json("summary.json", {**summary, **write})
+        return Result(f"mean of {len(states)} networks", measured, networks=[CHECKPOINT], more=more)
 
     def _measure(
         self, run: Run, states: list[dict[str, Tensor]], aligned: list[dict[str, Tensor]]
-    ) -> list[dict[str, Any]]:
-        """Scores of the ends and of their mean, in every way; writes the merged network and merge.csv."""
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """The merged network's metrics, and what the summary says of the ends and of their mean in every way.
+
+        The merged network, merge.csv and the scores are written.
+        """
         net = self.context.net(0)
         coordinates = set(net.names)
         own = self.context.evaluator(net, Interpolation())
@@ -118,8 +121,8 @@ class Merged(Permuting):
             (f"matched + {r.name.upper()}", aligned, BatchNorm.reestimate, r)
             for r in (Renormalise.repair, Renormalise.rescale)
         ]
-        rows = []
-        for name, networks, batch_norm, renormalise in kinds:
+        centres = []
+        for _, networks, batch_norm, renormalise in kinds:
             asked = Interpolation(
                 **{**vars(options), "batch_norm": batch_norm, "renormalise": renormalise, "train_examples": None}
             )
@@ -127,42 +130,54 @@ class Merged(Permuting):
             points = torch.stack([net.flatten(s) for s in networks])
             buffers = [{k: v.to(net.point.device) for k, v in s.items() if k not in coordinates} for s in networks]
             scores = evaluator.centre(points, buffers)
-            rows.append({"network": name, **_barriers(scores, ends, options)})
+            centres.append(scores)
             if renormalise is Renormalise.none and networks is aligned:
                 measured = metrics(scores)
                 write_state(run, CHECKPOINT, net.state())
+        kept = {**_packed("mean", centres), **_packed("ends", ends)}
+        task, question = self.context.task, question_of(self.context)
+        rows = _rows([name for name, *_ in kinds], kept, task.columns, question)
         run.write_rows(
             "merge.csv",
             [{k: v["value"] if isinstance(v, dict) else v for k, v in row.items()} for row in rows],
         )
-        run.write_json(
-            "summary.json",
-            {
-                "metrics": measured,
-                "task": task_note(self.context.task),
-                "ends": [metrics(e) for e in ends],
-                "splits": {k: split_note(own, k) for k in SPLITS},
-                "parameters": net.size,
-            },
-        )
-        return rows
+        return measured, {
+            "task": task_note(task),
+            "ends": [metrics(e) for e in ends],
+            "splits": {k: split_note(own, k) for k in SPLITS},
+            "parameters": net.size,
+            "merged": rows,
+            "intervals": {"resamples": question.resamples, "confidence": question.confidence},
+            "scores": keep_scores(run, kept),
+        }
 
     def found(self, run: Run) -> dict[str, dict[str, Any]]:
-        summary = json.loads((run.folder / "summary.json").read_text())
+        summary = read_summary(run.folder)
+        file, asked = run.folder / SCORES, question_of(self.context)
+        if file.exists() and not asked.same_intervals(summary["intervals"]):
+            names = [row["network"] for row in summary["merged"]]
+            summary["merged"] = _rows(names, read_state(file), self.context.task.columns, asked)
         keep = ("networks", "method", "ends", "merged", "cycle_error", "objective", "certificate")
         return {"merged": {k: summary[k] for k in keep}}
 
 
-def _barriers(centre: dict[str, Scores], ends: list[dict[str, Scores]], options: Interpolation) -> dict[str, Any]:
-    """Every metric of a mean, and how far it is above the mean of the ends', with bootstrap intervals."""
-    row: dict[str, Any] = {}
-    tails = [50 * (1 - options.confidence), 50 * (1 + options.confidence)]
+def _packed(whose: str, scores: Sequence[dict[str, Scores]]) -> dict[str, Tensor]:
+    """Scores of R networks, (R, n) by ``<whose>.<split>.<column>``."""
+    return {f"{whose}.{s}.{k}": v for s in SPLITS for k, v in stacked_scores([by[s] for by in scores]).items()}
+
+
+def _rows(
+    names: Sequence[str], kept: Mapping[str, Tensor], columns: Sequence[Column], asked: Question
+) -> list[dict[str, Any]]:
+    """Every metric of every mean, and how far it is above the mean of the ends', with bootstrap intervals."""
+    rows: list[dict[str, Any]] = [{"network": name} for name in names]
+    tails = [50 * (1 - asked.confidence), 50 * (1 + asked.confidence)]
     for split in SPLITS:
-        for metric in centre[split].columns:
-            scale = centre[split].scales[metric]
-            values = [scale * s[split].columns[metric].double() for s in (centre, *ends)]
-            above = values[0] - torch.stack(values[1:]).mean(0)
-            low, high = np.percentile(resampled_means(above[None], options.bootstrap)[:, 0], tails)
-            row[f"{split}_{metric}"] = float(values[0].mean())
-            row[f"{split}_{metric}_above_mean"] = {"value": float(above.mean()), "low": float(low), "high": float(high)}
-    return row
+        for c in columns:
+            means, ends = (c.scale * kept[f"{whose}.{split}.{c.name}"].double() for whose in ("mean", "ends"))
+            for row, own in zip(rows, means, strict=True):
+                above = own - ends.mean(0)
+                low, high = np.percentile(resampled_means(above[None], asked.resamples)[:, 0], tails)
+                interval = {"value": float(above.mean()), "low": float(low), "high": float(high)}
+                row |= {f"{split}_{c.name}": float(own.mean()), f"{split}_{c.name}_above_mean": interval}
+    return rows

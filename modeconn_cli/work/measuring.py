@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,8 +88,7 @@ class MeasuredPath(Stage):
     @property
     def question(self) -> Question:
         """What its context asks of the scores."""
-        options = self.context.config.interpolation
-        return Question(options.bootstrap, options.confidence, self.context.task.verdict)
+        return question_of(self.context)
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -109,7 +108,7 @@ class MeasuredPath(Stage):
         on_grid = np.isin(t, grid)
         rows = _rows(measured, length, on_grid)
         run.write_rows("path.csv", rows)
-        kept = self._keep(run, measured)
+        kept = keep_scores(run, measured.pack())
         barriers = measured.barriers(self.question)
         verdict = judged(barriers, self.question.criterion)
         self.context.trackers.rows(rows)
@@ -167,15 +166,6 @@ class MeasuredPath(Stage):
             recorded = {k: v for k, v in recorded.items() if not k.startswith("train")}
         require_same(recorded, metrics(scores), f"{self.title} at t={t:g}", self.columns)
 
-    def _keep(self, run: Run, measured: Measured) -> dict[str, Any]:
-        """Keep the scores where they are not too many, for what will be asked of them; what was done about it."""
-        packed = measured.pack()
-        size = sum(v.numel() * v.element_size() for v in packed.values())
-        if size > KEPT_BYTES:
-            return {"kept": False, "bytes": size, "most": KEPT_BYTES}
-        write_state(run, SCORES, packed)
-        return {"kept": True, "bytes": size, "most": KEPT_BYTES}
-
     def _more(self, measured: Measured, length: Array, on_grid: np.ndarray, evaluator: Evaluator) -> dict[str, Any]:
         """What the summary says besides barriers and verdict."""
         options, asked = self.context.config.interpolation, self.question
@@ -209,6 +199,21 @@ class MeasuredPath(Stage):
             else "none",
             "length": float(length[-1]),
         }
+
+
+def question_of(context: Context) -> Question:
+    """What a request asks of scores."""
+    options = context.config.interpolation
+    return Question(options.bootstrap, options.confidence, context.task.verdict)
+
+
+def keep_scores(run: Run, scores: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Keep scores where they are not too many, for what will be asked of them; what was done about it."""
+    size = sum(v.numel() * v.element_size() for v in scores.values())
+    if size > KEPT_BYTES:
+        return {"kept": False, "bytes": size, "most": KEPT_BYTES}
+    write_state(run, SCORES, scores)
+    return {"kept": True, "bytes": size, "most": KEPT_BYTES}
 
 
 def named_by_options(title: str, context: Context) -> str:
