@@ -15,14 +15,19 @@ is refused where it is given; :func:`check` then holds each value to its range a
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import math
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from modeconn_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from modeconn_cli.families.options import Curve
 
 T = TypeVar("T")
 
@@ -52,6 +57,8 @@ def option(
 
 # ------------------------------------------------------------------------------------------- groups and choices
 
+# Packages whose modules register the choices of a group.
+ROOMS = {"curve": "modeconn_cli.families"}
 # The field of a group that names its choice; a class registered by @choice has its own name there.
 NAMED_BY = {"dataset": "source", "architecture": "family", "curve": "kind", "rebasin": "method", "task": "kind"}
 CHOICES: dict[str, dict[str, type]] = {}
@@ -75,6 +82,15 @@ def choice(group: str, *names: str) -> Callable[[type[T]], type[T]]:
     return register
 
 
+def choices(group: str) -> dict[str, type]:
+    """The registered choices of a group, those of this package imported first."""
+    if group in ROOMS:
+        package = importlib.import_module(ROOMS[group])
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    return CHOICES.get(group, {})
+
+
 def named_choice(node: Any, group: str) -> Any:
     """A group's options as the class that they name: ``curve.kind=chain`` makes a Chain of any curve's options.
 
@@ -82,7 +98,7 @@ def named_choice(node: Any, group: str) -> Any:
         UserError: the name is not registered, or an option that was set is none of that class's.
     """
     key = NAMED_BY.get(group)
-    if key is None or group not in CHOICES:
+    if key is None or not choices(group):
         return node
     name = str(getattr(node, key))
     if name not in CHOICES[group]:
@@ -477,33 +493,6 @@ class Endpoints(Training):
         return found
 
 
-class Sampling(Name):
-    stratified = "stratified"
-    uniform = "uniform"
-
-
-@dataclass
-class CurveBase(Training):
-    epochs: int = option(100, "Passes over the training split.", ge=1)
-    kind: str = option("bezier", "bezier (of degree bends + 1) or chain (polygonal).", names="curve")
-    bends: int = option(1, "Control points between the ends.", ge=1)
-    fix_start: bool = option(True, "Hold the start where its endpoint is; false trains it too.")
-    fix_end: bool = option(True, "Hold the end where its endpoint is; false trains it too.")
-    init_from: str | None = option(
-        None, "Start from this curve: its run, or its checkpoint.safetensors; null: bends evenly on the segment."
-    )
-    t_sampling: Sampling = option(Sampling.stratified, "Draw t uniformly, or stratified over the steps of every epoch.")
-    seed: int | None = option(
-        None, "Seed of t, order and augmentation; null: the top-level seed.", ge=0, le=LARGEST_SEED
-    )
-
-
-@choice("curve", "bezier", "chain")
-@dataclass
-class Curve(CurveBase):
-    """A Bezier curve or a polygonal chain."""
-
-
 # ------------------------------------------------------------------------------------- evaluation, running
 
 
@@ -700,7 +689,10 @@ class Config:
     endpoints: Endpoints = field(
         default_factory=Endpoints, metadata={"doc": "How endpoints are trained, or where they come from."}
     )
-    curve: Curve = field(default_factory=Curve, metadata={"doc": "The curve between them and how it is trained."})
+    curve: Curve = field(
+        default_factory=lambda: choices("curve")["bezier"](),
+        metadata={"doc": "The curve between them and how it is trained."},
+    )
     interpolation: Interpolation = field(default_factory=Interpolation, metadata={"doc": "How a path is evaluated."})
     rebasin: Rebasin = field(
         default_factory=Rebasin, metadata={"doc": "Whether and how the second endpoint is permuted first."}
@@ -714,7 +706,7 @@ class Config:
 def nodes_of(group: str) -> dict[str, type]:
     """Hydra nodes of a group with choices: a class of one name is called by it, a class of several by the group."""
     names: dict[type, list[str]] = {}
-    for name, cls in CHOICES[group].items():
+    for name, cls in choices(group).items():
         names.setdefault(cls, []).append(name)
     return {f"_{several[0] if len(several) == 1 else group}": cls for cls, several in names.items()}
 
@@ -864,7 +856,7 @@ def allowed_values(node: type, key: str) -> list[str]:
     """What an enumerated or boolean field may be, for completion and for errors; empty for any other."""
     named = next((f.metadata["names"] for f in dataclasses.fields(node) if f.name == key), None)
     if named is not None:
-        return [*CHOICES[named]]
+        return [*choices(named)]
     kind = get_type_hints(node).get(key, str)
     kinds = getattr(kind, "__args__", (kind,)) if getattr(kind, "__origin__", None) is Union else (kind,)
     for k in kinds:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array = NDArray[np.float64]
 
@@ -60,7 +61,7 @@ class Family(Protocol):
 
     def force(self, g_p: Tensor, W_kp: Tensor, c_k: Tensor) -> Tensor:
         """dW (K, P) for a loss whose gradient at c @ W is g (P,): c outer g. All are on the network's device."""
-        return torch.outer(c_k, g_p)
+        return c_k[:, None] * g_p
 
     def penalty(self, gram_kk: Tensor) -> Tensor:
         """A term () of the objective that knows W alone, by the float64 inner products of its rows."""

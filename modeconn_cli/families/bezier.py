@@ -1,4 +1,4 @@
-"""Bezier curves; the segment is the one of degree 1."""
+"""Bezier curves as in Garipov et al. 2018 (arXiv:1802.10026), equation 3; the segment is the one of degree 1."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike
 from scipy.special import comb
 
 from modeconn_cli.families.base import Array, Family, along
+from modeconn_cli.families.options import Bends
+from modeconn_cli.settings import choice
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,17 @@ class Bezier(Family):
 
     def breaks(self) -> Array:
         return np.empty(0)
+
+
+@choice("curve", "bezier")
+@dataclass
+class BezierCurve(Bends):
+    def family(self) -> Bezier:
+        return Bezier(self.bends + 1)
+
+    @property
+    def title(self) -> str:
+        return self.titled("Bezier curve")
 
 
 def segment() -> Bezier:

@@ -1,4 +1,4 @@
-"""Polygonal chains."""
+"""Polygonal chains as in Garipov et al. 2018 (arXiv:1802.10026), equation 2."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modeconn_cli.families.base import Array, Family, along
+from modeconn_cli.families.options import Bends
+from modeconn_cli.settings import choice
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,14 @@ class Chain(Family):
         t = along(u_td)
         leg = np.searchsorted(self.breaks(), t, side="right")
         return leg, np.clip(t * (self.bends + 1) - leg, 0, 1)
+
+
+@choice("curve", "chain")
+@dataclass
+class ChainCurve(Bends):
+    def family(self) -> Chain:
+        return Chain(self.bends)
+
+    @property
+    def title(self) -> str:
+        return self.titled("polygonal chain")

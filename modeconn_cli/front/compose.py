@@ -268,6 +268,7 @@ def register_nodes() -> None:
     store = ConfigStore.instance()
     store.store(name="_config", node={"seed": 0})  # a typed root would admit no groups beside it
     for group, nodes in settings.nodes().items():
+        nodes = {f"_{group}": next(iter(nodes.values())), **nodes}  # any file of a group may begin with its plain name
         for name, node in nodes.items():
             if f"{name}.yaml" not in store.repo.get(group, {}):  # storing is slow, and a process composes often
                 store.store(group=group, name=name, node=node)

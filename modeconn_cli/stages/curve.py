@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.families import paths
+from modeconn_cli.families.options import Sampling
 from modeconn_cli.networks import read_metadata, read_state, write_control_points
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import Sampling, recipe
+from modeconn_cli.settings import recipe
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, pair_label
 from modeconn_cli.stages.referenced import curve_of
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
@@ -31,7 +31,7 @@ from modeconn_cli.work.stage import Stage
     "fit-curve",
     panel="join",
     help="Fit a low-loss curve between two endpoints, and measure it beside the straight line.",
-    more="Endpoints that are missing are trained first. curve.kind=bezier|chain, curve.bends=N. seed=N is "
+    more="Endpoints that are missing are trained first. curve=bezier, chain or custom, curve.bends=N. seed=N is "
     "replicate N: endpoint seeds 2N and 2N+1 and the curve's own draws, independent of every other replicate.",
 )
 def request(context: Context) -> Request:
@@ -58,11 +58,11 @@ class FitCurve(Stage):
         self.start, self.end = start, end
         options = context.config.curve
         self.seed = context.config.seed if options.seed is None else options.seed
-        self.path = paths.by_name(options.kind, options.bends + 2)
+        self.path = options.family()
 
     @property
     def label(self) -> str:
-        return f"{self.context.label}-{pair_label(self.start, self.end)}-{self.family}{self.context.config.curve.bends}"
+        return f"{self.context.label}-{pair_label(self.start, self.end)}-{self.context.config.curve.tag}"
 
     @property
     def family(self) -> str:
@@ -70,7 +70,7 @@ class FitCurve(Stage):
 
     def fields(self) -> dict[str, Any]:
         options = self.context.config.curve
-        fields = {"recipe": recipe(options), "kind": self.family, "bends": options.bends, "seed": self.seed}
+        fields = {"recipe": recipe(options), "kind": self.family, **options.own(), "seed": self.seed}
         if not options.fix_start or not options.fix_end:
             fields["fixed"] = [options.fix_start, options.fix_end]
         if options.t_sampling is not Sampling.stratified:

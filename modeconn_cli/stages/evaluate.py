@@ -43,10 +43,8 @@ class MeasuredCurve(MeasuredPath):
 
     @property
     def title(self) -> str:
-        bends = self.context.config.curve.bends
-        kind = {"bezier": "Bezier curve", "chain": "polygonal chain"}[self.curve.family]
         aligned = ", to the aligned end" if self.end.aligned_by else ""
-        return named_by_options(f"{kind}, {bends} bend{'s' if bends > 1 else ''}{aligned}", self.context)
+        return named_by_options(f"{self.context.config.curve.title}{aligned}", self.context)
 
     @property
     def label(self) -> str:

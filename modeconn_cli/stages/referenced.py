@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.families import paths
 from modeconn_cli.families.base import Array
+from modeconn_cli.families.bezier import segment
 from modeconn_cli.networks import CHECKPOINT, Network, Networks, read_networks
 from modeconn_cli.runs.find import Found, endpoints_behind, is_version, upstream_of
 from modeconn_cli.runs.references import Reference, file_names, parse
@@ -100,8 +100,9 @@ class StoredPath:
 
     def coefficients(self, t: float) -> Array:
         """c(t), (K,)."""
-        kind = "bezier" if self.family == "segment" else self.family
-        found: Array = paths.by_name(kind, len(self.networks)).coefficients([[t]])[0]
+        straight = self.networks.family is None
+        family = segment() if straight else recorded_config(self.run, Runtime()).curve.family()
+        found: Array = family.coefficients([[t]])[0]
         return found
 
     def end_at(self, c: Array) -> Found | None:

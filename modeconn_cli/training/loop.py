@@ -21,7 +21,8 @@ from torch import Tensor
 from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.families.base import Array, Family, overrides
-from modeconn_cli.settings import Optimizer, Sampling, Training
+from modeconn_cli.families.options import Sampling
+from modeconn_cli.settings import Optimizer, Training
 from modeconn_cli.tasks.base import Batch, Task
 from modeconn_cli.training.engine import Eager, Engine
 from modeconn_cli.training.optimizers import make_update

@@ -40,7 +40,8 @@ def _node(group: str, content: dict[str, Any]) -> Any:
         names = {f.name for f in dataclasses.fields(node)}
         return len(names & content.keys()), -len(names)
 
-    node = max(settings.nodes()[group].values(), key=fit)
+    named = settings.choices(group).get(str(content.get(settings.NAMED_BY.get(group, ""))))
+    node = named or max(settings.nodes()[group].values(), key=fit)
     known = {f.name for f in dataclasses.fields(node)}
     given = {k: v for k, v in content.items() if k in known}
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), given))

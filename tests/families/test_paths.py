@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.evaluator import gram
-from modeconn_cli.families import paths
 from modeconn_cli.families.base import Family, overrides
-from modeconn_cli.families.bezier import Bezier, segment
+from modeconn_cli.families.bezier import Bezier, BezierCurve, segment
 from modeconn_cli.families.chain import Chain
 from modeconn_cli.families.geometry import geometry
 from modeconn_cli.families.point import Point
+from modeconn_cli.settings import choices, named_choice
 
 families = st.one_of(st.integers(1, 7).map(Bezier), st.integers(0, 9).map(Chain))
 times = st.lists(st.floats(0, 1), min_size=1, max_size=8)
@@ -145,14 +145,15 @@ def test_point_is_itself_everywhere():
 
 def test_families_by_name():
     t = [0, 0.2, 0.7, 1]
-    np.testing.assert_allclose(paths.by_name("bezier", 3).coefficients(t), [de_casteljau(np.eye(3), s) for s in t])
-    np.testing.assert_allclose(paths.by_name("chain", 4).coefficients(t), [along_chain(np.eye(4), s) for s in t])
+    bezier, chain = (choices("curve")[name](bends=2).family() for name in ("bezier", "chain"))
+    np.testing.assert_allclose(bezier.coefficients(t), [de_casteljau(np.eye(4), s) for s in t])
+    np.testing.assert_allclose(chain.coefficients(t), [along_chain(np.eye(4), s) for s in t])
     np.testing.assert_array_equal(segment().coefficients([0.25]), [[0.75, 0.25]])
 
 
 def test_a_path_of_another_name_is_refused():
-    with pytest.raises(UserError, match="no path called spline; bezier and chain are known"):
-        paths.by_name("spline", 3)
+    with pytest.raises(UserError, match="curve.kind=spline: no such choice; there are bezier, chain, custom"):
+        named_choice(BezierCurve(kind="spline"), "curve")
 
 
 # ------------------------------------------------------------------------------------- what a family need not say

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from modeconn_cli import settings
 from modeconn_cli.errors import UserError
+from modeconn_cli.families.bezier import BezierCurve
 from modeconn_cli.front import compose as launch
 from modeconn_cli.front import overrides
 from modeconn_cli.settings import Config
@@ -339,11 +340,11 @@ def test_defaults_are_left_out_of_the_identity() -> None:
     for _, _, node in NODES:
         kept = settings.fields_off_default(node())
         assert kept == {}
-    assert settings.recipe(settings.Curve()) == {}
+    assert settings.recipe(BezierCurve()) == {}
 
 
 def test_what_differs_from_its_default_is_kept_as_plain_json() -> None:
-    curve = settings.Curve(lr=0.2, kind="chain", betas=[0.8, 0.9], epochs=100)
+    curve = BezierCurve(lr=0.2, kind="chain", betas=[0.8, 0.9], epochs=100)
     assert settings.fields_off_default(curve) == {"lr": 0.2, "kind": "chain", "betas": [0.8, 0.9]}
     assert settings.recipe(curve) == {"lr": 0.2, "betas": [0.8, 0.9]}
     json.dumps(settings.fields_off_default(curve))

@@ -21,8 +21,9 @@ from modeconn_cli.data.dataset import Augment
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.families.bezier import Bezier, segment
 from modeconn_cli.families.chain import Chain
+from modeconn_cli.families.options import Sampling
 from modeconn_cli.families.point import Point
-from modeconn_cli.settings import Every, Optimizer, Sampling, Schedule, Training
+from modeconn_cli.settings import Every, Optimizer, Schedule, Training
 from modeconn_cli.tasks.base import Batch, Column, Criterion
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.training.loop import Trainer, draw_epoch, steps_per_epoch
