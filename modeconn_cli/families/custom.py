@@ -55,16 +55,14 @@ def check_ends(family: Family, name: str) -> None:
         vertices = int(family.vertices)
     except Exception as error:
         raise UserError(
-            f"{name} is no family of paths ({type(error).__name__}: {error}): it needs vertices, and coefficients(u) that "
-            "give (T, vertices) for u (T, 1)."
+            f"{name} is no family of paths ({type(error).__name__}: {error}): it needs vertices, and coefficients(u) "
+            "that give (T, vertices) for u (T, 1)."
         ) from error
     wanted = np.eye(max(vertices, 2))[[0, vertices - 1]][:, :vertices]
     if ends.shape != (2, vertices) or not np.allclose(ends, wanted, atol=1e-9):
         raise UserError(
-            f"{name}'s coefficients at t=0 and t=1 are {ends.tolist()}: a path begins at its first control point and ends "
-            "at its last."
+            f"{name}'s coefficients at t=0 and t=1 are {ends.tolist()}: a path begins at its first control point and "
+            "ends at its last."
         )
     if not np.allclose(inner.sum(1), 1):
-        raise UserError(
-            f"{name}'s coefficients sum to {inner.sum(1).tolist()} and not to 1: a path is a weighted mean."
-        )
+        raise UserError(f"{name}'s coefficients sum to {inner.sum(1).tolist()}: a point of a path is a weighted mean.")

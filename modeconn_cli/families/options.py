@@ -19,9 +19,10 @@ class Sampling(Name):
 
 @dataclass
 class Curve(Training):
-    """A path between two endpoints and how it is trained; a family derives from it, registered by @choice("curve", ...).
+    """A path between two endpoints and how it is trained.
 
-    It must make its family, and may call itself better than by its name.
+    A family's options derive from it, registered by ``@choice("curve", name)``. They must make the family, and may call
+    it better than by its name.
     """
 
     epochs: int = option(100, "Passes over the training split.", ge=1)

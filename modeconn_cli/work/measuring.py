@@ -96,6 +96,13 @@ class MeasuredPath(Stage):
             "weight_decay": self.weight_decay,
         }
 
+    def _coefficients(self, t: float) -> Array:
+        """c(t), (K,); at its ends a path is its first and last control point to the last bit."""
+        if t in (0.0, 1.0):
+            c: Array = np.eye(self.path.vertices)[-int(t)]
+            return c
+        return self.path.coefficients([[t]])[0]
+
     def compute(self, run: Run) -> Result:
         net = self.context.net(0)
         evaluator = self.context.evaluator(net)
@@ -133,7 +140,7 @@ class MeasuredPath(Stage):
         def measure(t: float) -> By:
             if t not in found:
                 try:
-                    found[t] = evaluator.at(W_kp, self.path.coefficients([[t]])[0], buffers, self.ends_fixed)
+                    found[t] = evaluator.at(W_kp, self._coefficients(t), buffers, self.ends_fixed)
                 except RunFailed as failure:
                     raise RunFailed(f"{self.title} at t={t:g}: {failure}") from None
                 if saver.due:

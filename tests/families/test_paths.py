@@ -152,7 +152,7 @@ def test_families_by_name():
 
 
 def test_a_path_of_another_name_is_refused():
-    with pytest.raises(UserError, match="curve.kind=spline: no such choice; there are bezier, chain, custom"):
+    with pytest.raises(UserError, match=r"curve\.kind=spline: no such choice; there are bezier, chain, custom"):
         named_choice(BezierCurve(kind="spline"), "curve")
 
 
