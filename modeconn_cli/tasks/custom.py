@@ -176,4 +176,4 @@ def _constant_cost(data: Data, inner: Any, column: str, outputs: int, target: Ta
         ) from error
     if shape != (len(y),):
         raise UserError(f"{target.text} gives {column} of shape {shape} for {len(y)} examples; give one an example")
-    return SHARE * abs(cost) or SHARE
+    return float(f"{SHARE * abs(cost):.3g}") or SHARE

@@ -121,7 +121,7 @@ def test_a_class_with_columns_of_its_own(make):
 def test_its_threshold_is_a_share_of_what_a_constant_answer_costs(make):
     task = make("mean_of_squares")
     y = task.data.train.y.double()
-    assert task.verdict.below == pytest.approx(0.02 * float((y - y.mean()).square().mean()), rel=1e-5)
+    assert task.verdict.below == pytest.approx(0.02 * float((y - y.mean()).square().mean()), rel=5e-3)
     assert (task.verdict.column, task.verdict.convention) == ("mean_of_squares", "above_mean")
 
 
