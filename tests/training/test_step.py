@@ -15,6 +15,7 @@ from modeconn_cli.families.base import Family
 from modeconn_cli.families.bezier import Bezier
 from modeconn_cli.families.chain import Chain
 from modeconn_cli.families.point import Point
+from modeconn_cli.front.compose import compose
 from modeconn_cli.settings import Optimizer, Precision, Schedule, Training
 from modeconn_cli.tasks.base import Batch
 from modeconn_cli.tasks.classify import Classify
@@ -22,6 +23,8 @@ from modeconn_cli.training.device_only import DeviceOnly
 from modeconn_cli.training.loop import Trainer
 from modeconn_cli.training.precision import arithmetic
 from modeconn_cli.weights import FlatModule
+from modeconn_cli.work.context import Context
+from modeconn_cli.work.reporting import Silent
 
 
 def mlp(dtype=torch.float64):
@@ -302,6 +305,14 @@ def test_tf32_is_on_within_training_that_asks_for_it_and_nowhere_else(kind, make
     wanted = TF32 if kind is Precision.tf32 else FULL
     assert seen == [wanted[: len(before)]] * 3
     assert switches() == before
+
+
+def test_a_request_whose_curve_asks_for_tf32_begins_in_full_float32():
+    """Its endpoints, and every evaluation, know nothing of it."""
+    (job,) = compose(["curve.precision=tf32", "runtime.device=cpu", "runtime.threads=1"])
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    assert Context(job.config, Silent()).device.type == "cpu"
+    assert switches() == FULL[: len(switches())]
 
 
 def test_precision_is_as_before_when_training_fails():
