@@ -165,7 +165,7 @@ def _speaking_hydra(overrides: Sequence[str], config_dir: str | None) -> Iterato
     try:
         # kwargs take any name, which Hydra would want a + for.
         given = with_outside_groups(
-            [f"++{o}" if ".kwargs" in o.partition("=")[0] else quoted_references(o) for o in overrides]
+            [f"++{o.lstrip('+')}" if ".kwargs" in o.partition("=")[0] else quoted_references(o) for o in overrides]
         )
         if conf_directories() and not any(o.startswith("hydra.searchpath=") for o in given):
             given.append(f"hydra.searchpath=[{','.join(f'file://{d}' for d in conf_directories())}]")
