@@ -137,7 +137,11 @@ def chosen_for(command: Command, overrides: Sequence[str]) -> list[str]:
 
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-load()
+BROKEN: list[UserError] = []  # what keeps a plugin from being loaded, which main() says
+try:
+    load()
+except UserError as _error:
+    BROKEN.append(_error)
 for _command in COMMANDS.values():
     if _command.listed:
         app.command(_command.name, rich_help_panel=PANELS.get(_command.panel, _command.panel))(pipeline(_command))
@@ -622,6 +626,8 @@ def main() -> NoReturn:
     """Run the command line; every way of ending that is not a bug ends in one line and the right exit code."""
     failure: tuple[str, int] | None = None
     try:
+        if BROKEN:
+            raise BROKEN[0]
         code = app(standalone_mode=False)
     except CommandLineError as error:
         said = error.format_message() if hasattr(error, "format_message") else str(error)

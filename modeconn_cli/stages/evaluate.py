@@ -24,12 +24,19 @@ from modeconn_cli.work.measuring import MeasuredPath, named_by_options
     more="Change here interpolation.points, .search_max, .batch_norm, .train_examples or .bootstrap.",
 )
 def request(context: Context) -> Request:
-    start, end = ends_of_path(context, MeasuredCurve.name)
-    segment = Segment(context, start, end)
+    measured = measured_path(context, MeasuredCurve.name)
+    if isinstance(measured, Segment):
+        return Request(own=[measured, Plot(context, [measured])])
+    segment = Segment(context, *ends_of_path(context, MeasuredCurve.name))
+    return Request(own=[measured, Plot(context, [segment, measured])], beside=[segment])
+
+
+def measured_path(context: Context, command: str) -> MeasuredPath:
+    """The path that interpolation.path asks for, between the endpoints that the configuration names."""
+    start, end = ends_of_path(context, command)
     if context.config.interpolation.path is PathOf.segment:
-        return Request(own=[segment, Plot(context, [segment])], beside=[start, end])
-    measured = MeasuredCurve(context, curve_between(context, start, end))
-    return Request(own=[measured, Plot(context, [segment, measured])], beside=[start, end, segment])
+        return Segment(context, start, end)
+    return MeasuredCurve(context, curve_between(context, start, end))
 
 
 class MeasuredCurve(MeasuredPath):

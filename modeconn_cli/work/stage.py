@@ -15,7 +15,7 @@ from modeconn_cli.errors import Interrupted, RunFailed
 from modeconn_cli.results import Result
 from modeconn_cli.runs.directory import Identity, Run, claim, locate, writable
 from modeconn_cli.runs.provenance import provenance
-from modeconn_cli.settings import plain
+from modeconn_cli.settings import fields_off_default, plain
 from modeconn_cli.work.context import Context
 
 
@@ -45,13 +45,13 @@ class Stage(ABC):
         return {}
 
     @property
-    @abstractmethod
     def label(self) -> str:
-        """The readable part of the directory's name."""
+        """The readable part of the directory's name; that of what it is made from, where it says no other."""
+        return self.upstream()[-1].label if self.upstream() else self.context.label
 
-    @abstractmethod
     def fields(self) -> dict[str, Any]:
-        """What, besides upstream results, determines the result."""
+        """What, besides upstream results, determines the result: the settings of its groups, where it says no other."""
+        return {g: fields_off_default(getattr(self.context.config, g)) for g in self.groups}
 
     @abstractmethod
     def compute(self, run: Run) -> Result | None:
