@@ -109,13 +109,13 @@ def test_they_show_in_help_configuration_and_completion(lab: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["curve.turn=3"], "curve.turn=3.0 is out of range: it must be more than 0 and less than 2."),
+        (["curve=arc", "curve.turn=3"], "curve.turn=3.0 is out of range: it must be more than 0 and less than 2."),
         (["distance.to_end=middle"], "distance.to_end=middle: not one of true, false"),
         (["curve=arch"], "did you mean curve=arc?"),
     ],
 )
 def test_mistakes_are_explained_in_one_line(words: list[str], said: str, lab: Path) -> None:
-    complaint = modeconn(lab, "distance", *MINE, *words, code=2)
+    complaint = modeconn(lab, "distance", "dataset=waves", *words, code=2)
     assert len(complaint.splitlines()) == 1
     assert said in complaint
 
