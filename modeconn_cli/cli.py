@@ -288,8 +288,7 @@ def connect(
     from modeconn_cli.front.terminal import show_result
     from modeconn_cli.report.tables import connection
     from modeconn_cli.results import Metrics
-    from modeconn_cli.stages.connect import NAME
-    from modeconn_cli.training.loop import steps_per_epoch
+    from modeconn_cli.stages.connect import NAME, epochs_of_a_first_answer
 
     named = groups()
     if model in named["architecture"]:
@@ -325,9 +324,8 @@ def connect(
         if aligned.code in (0, 130, 143):  # where it cannot be aligned its line has said so; a curve may join it still
             last, more = aligned, ["aligned"]
     if last.code == 0 and (curve or (curve is None and not joined(last))):
-        # Enough steps for a first answer; a curve of more epochs is an override away.
         (job,) = compose(given)
-        epochs = -(-CONNECT_STEPS // steps_per_epoch(last.train_examples, job.config.curve.batch_size))
+        epochs = epochs_of_a_first_answer(job.config.curve, last.train_examples)
         bent = ask(*more, "curve", curved=[f"curve.epochs={epochs}"])
         # A curve that fails has said so; what the straight lines gave is the answer still.
         last, failed = (last, bent.code) if bent.code == 1 else (bent, 0)
@@ -352,9 +350,6 @@ def connect(
         show_result(entry)
         print(f"\n{sentence}")
     sys.exit(failed)
-
-
-CONNECT_STEPS = 2000  # gradient steps of a curve that `connect` fits
 
 
 app.command(rich_help_panel=PANELS["keep"])(export)

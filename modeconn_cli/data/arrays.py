@@ -77,7 +77,7 @@ def raw_of(
             raise _refused(f"{origin}: x_{split} holds {len(x)} examples, y_{split} {len(y)}; make them equal")
     integers = _stay_integers([found[f"x_{split}"] for split in splits], inputs, origin)
     xs = [_inputs(found[f"x_{split}"], f"{origin}: x_{split}", channels, integers) for split in splits]
-    ys, classes, names = _targets([found[f"y_{split}"] for split in splits], origin, targets)
+    ys, classes, names = read_targets([found[f"y_{split}"] for split in splits], origin, targets)
     if len(xs) == 1:
         return Raw(xs[0], ys[0], None, None, classes, names)
     if xs[0].dtype != xs[1].dtype:
@@ -158,7 +158,7 @@ def _inputs(x: NDArray[Any], what: str, channels: Channels, integers: bool) -> T
     return tensor(x)
 
 
-def _targets(
+def read_targets(
     ys: list[NDArray[Any]], origin: str, wanted: Targets
 ) -> tuple[list[Tensor], int | None, tuple[str, ...] | None]:
     """Labels with the number and names of their classes, or float64 numbers."""

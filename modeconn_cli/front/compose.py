@@ -239,6 +239,7 @@ def work(command: str, cfg: DictConfig, directory: str) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from modeconn_cli.front.console import TerminalReporter
+    from modeconn_cli.work.machine import keep_freed_memory
     from modeconn_cli.work.plan import make_plan
 
     os.chdir(directory)
@@ -247,6 +248,8 @@ def work(command: str, cfg: DictConfig, directory: str) -> None:
     outcome: dict[str, Any] = {"job": job.num, "error": None, "code": 0, "stages": []}
     try:
         plan = make_plan(command, to_config(cfg), TerminalReporter(quiet=True))
+        if plan.context.device.type == "cpu":
+            keep_freed_memory()
         plan.execute(outcome["stages"])
     except (UserError, RunFailed) as error:
         outcome |= {"error": str(error), "code": 2 if isinstance(error, UserError) else 1}

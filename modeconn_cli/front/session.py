@@ -125,11 +125,14 @@ class Session:
     def _attempt(self, entry: dict[str, Any], job: Job, act: Callable[[dict[str, Any], Plan], None]) -> None:
         """Make a job's plan and act on it; what goes wrong is said in one line and kept in its entry."""
         from modeconn_cli.front.console import TerminalReporter
+        from modeconn_cli.work.machine import keep_freed_memory
         from modeconn_cli.work.plan import make_plan
 
         reporter = TerminalReporter(self.quiet or self.as_json)
         try:
             plan = make_plan(self.command, job.config, reporter, **self.arguments)
+            if plan.context.device.type == "cpu":
+                keep_freed_memory()  # this process is the command's alone
             self.several = self.sweep or plan.keep_going
             data = plan.context.data_on_host
             self.train_examples, self.classes = len(data.train), data.classes or 0

@@ -111,8 +111,11 @@ def check_answers(
     in_shape: tuple[int, ...],
     answers: tuple[tuple[int, ...], ...],
     largest: int | None = None,
+    advice: str | None = None,
 ) -> None:
     """Try two examples, blank or of the largest integer, to refuse an unfit network before any training.
+
+    ``advice``: what to do about it; None: what the command line can do.
 
     Raises:
         UserError: it cannot take them, or answers with none of these shapes an example.
@@ -128,10 +131,10 @@ def check_answers(
             output = net(x)
     except Exception as error:
         integers = "" if largest is None else f" of integers up to {largest}"
-        mend = "dataset.pad_to" if largest is None else "the network"
+        mend = f"change architecture.kwargs or {'dataset.pad_to' if largest is None else 'the network'}"
         raise UserError(
             f"{label} cannot take this data set's examples of shape {in_shape}{integers} ({type(error).__name__}: "
-            f"{first_line(error)}): change architecture.kwargs or {mend}"
+            f"{first_line(error)}): {advice or mend}"
         ) from error
     finally:
         for module, training in modes:
@@ -144,5 +147,5 @@ def check_answers(
     if wanted and str(found) not in wanted:
         raise UserError(
             f"{label} answers two examples of shape {in_shape} with {found}, not logits of shape "
-            f"{' or '.join(wanted)}: change it or architecture.kwargs"
+            f"{' or '.join(wanted)}: {advice or 'change it or architecture.kwargs'}"
         )

@@ -77,7 +77,7 @@ def _draw(paths: Sequence[PathResult], heading: str) -> Figure:
     panels = figure.subplots(1, 2)
     metrics = paths[0].metrics
     for axes, metric in zip(panels, metrics.main, strict=True):
-        _panel(axes, paths, metric, metrics.heading(metric))
+        draw_panel(axes, paths, metric, metrics.heading(metric))
     handles, labels = panels[0].get_legend_handles_labels()
     # The ends come last in the legend, and the band is said once for all.
     order = sorted(range(len(labels)), key=lambda i: labels[i] == ENDS)
@@ -96,7 +96,8 @@ def _draw(paths: Sequence[PathResult], heading: str) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, paths: Sequence[PathResult], column: str, name: str) -> None:
+def draw_panel(axes: Axes, paths: Sequence[PathResult], column: str, name: str) -> None:
+    """Draw a metric along paths over ``axes``, with bands of 1.96 standard errors and the highest points marked."""
     for i, path in enumerate(paths):
         colour, line = style(i)
         t, value = path.table["t"], path.table[column]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from modeconn_cli.settings import Match
+from modeconn_cli.settings import Match, Training
 from modeconn_cli.stages.curve import curve_between
-from modeconn_cli.stages.endpoints import endpoints, two_of
+from modeconn_cli.stages.endpoints import Endpoint, endpoints, two_of
 from modeconn_cli.stages.evaluate import MeasuredCurve
 from modeconn_cli.stages.interpolate import Segment
 from modeconn_cli.stages.plot import Plot
 from modeconn_cli.stages.rebasin import aligned_end
+from modeconn_cli.training.loop import steps_per_epoch
 from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.measuring import MeasuredPath
 from modeconn_cli.work.stage import Stage
 
 NAME = "connect"
+STEPS = 2000  # gradient steps of a curve; more are an option away
 
 
 @command(
@@ -26,12 +28,22 @@ NAME = "connect"
     listed=False,
 )
 def request(context: Context, aligned: bool = False, curve: bool = False) -> Request:
-    """The straight line; ``aligned``: also that to the aligned end; ``curve``: also a curve between the given ends."""
+    """The paths that :func:`paths_between` measures, and their picture."""
     start, end = two_of(endpoints(context), context, NAME)
+    made, measured = paths_between(context, start, end, Match.weight if aligned else None, curve)
+    return Request(own=[*made, *measured, Plot(context, measured)], beside=[start, end])
+
+
+def paths_between(
+    context: Context, start: Endpoint, end: Endpoint, aligned: Match | None, curve: bool
+) -> tuple[list[Stage], list[MeasuredPath]]:
+    """What has to be made, and the paths: the straight line; ``aligned``: also that to the end aligned by this method;
+    ``curve``: also a curve between the given ends.
+    """
     made: list[Stage] = []
     measured: list[MeasuredPath] = [Segment(context, start, end)]
-    if aligned:
-        there = context.having(rebasin=replace(context.config.rebasin, method=Match.weight))
+    if aligned is not None:
+        there = context.having(rebasin=replace(context.config.rebasin, method=aligned))
         permuted = aligned_end(there, start, end)
         assert permuted is not None
         made.append(permuted)
@@ -40,4 +52,9 @@ def request(context: Context, aligned: bool = False, curve: bool = False) -> Req
         between = curve_between(context, start, end)
         made.append(between)
         measured.append(MeasuredCurve(context, between))
-    return Request(own=[*made, *measured, Plot(context, measured)], beside=[start, end])
+    return made, measured
+
+
+def epochs_of_a_first_answer(training: Training, examples: int) -> int:
+    """Epochs of a curve that take STEPS gradient steps, or a few more."""
+    return -(-STEPS // steps_per_epoch(examples, training.batch_size))

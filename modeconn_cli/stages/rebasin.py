@@ -43,7 +43,7 @@ from modeconn_cli.symmetry.graph import CannotTrace, trace
 from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.symmetry.written import read_groups
 from modeconn_cli.work.command import Request, command
-from modeconn_cli.work.context import Context, recent
+from modeconn_cli.work.context import Context
 from modeconn_cli.work.saving import Saver
 from modeconn_cli.work.stage import Stage
 
@@ -159,7 +159,9 @@ class Permuting(Stage):
         matched = options.method is Match.activation
         batch = min(ACTIVATION_BATCH, options.examples, len(data.train)) if matched else 2
         groups = None if options.groups is None else self._groups_text
-        return recent("traced", f"{self.context.task_fields()} {matched} {batch} {groups}", lambda: self._trace(batch))
+        return self.context.recent(
+            "traced", f"{self.context.task_fields()} {matched} {batch} {groups}", lambda: self._trace(batch)
+        )
 
     def _trace(self, batch: int) -> tuple[nn.Module, Symmetry, int]:
         options, data = self.context.config.rebasin, self.context.data_on_host

@@ -52,6 +52,11 @@ class Custom:
         Raises:
             UserError: the target is no such function or object, or it fails on a constant answer.
         """
+        return Custom.around(data, _made(target, kwargs), target.text, outputs, normalise)
+
+    @staticmethod
+    def around(data: Data, objective: Any, text: str, outputs: int | None = None, normalise: bool = False) -> Custom:
+        """:meth:`of` a function or an object that is at hand; ``text``: what messages call it."""
         if normalise and data.classes is not None:
             raise UserError("task.normalise=true is for targets that are numbers, and these are labels")
         if data.classes is None:
@@ -59,13 +64,13 @@ class Custom:
             flat = data.train.y.dim() == 1
             data = scale.normalised(data)
             data = _flat(data) if flat else data
-        inner = _made(target, kwargs)
+        inner = _objective(objective, text)
         columns = tuple(c if isinstance(c, Column) else Column(str(c), str(c)) for c in inner.columns)
         width = outputs or getattr(inner, "outputs", None) or (data.targets if data.classes is None else data.classes)
         verdict = getattr(inner, "verdict", None)
         if verdict is None:
             verdict = Criterion(
-                columns[0].name, "above_mean", _constant_cost(data, inner, columns[0].name, width, target)
+                columns[0].name, "above_mean", _constant_cost(data, inner, columns[0].name, width, text)
             )
         return Custom(data, inner, columns, verdict, int(width))
 
@@ -148,17 +153,21 @@ def _made(target: Target, kwargs: dict[str, Any]) -> Any:
             found = target.call(found, {}, kwargs)
         elif kwargs:
             raise UserError(f"task.kwargs are what a class is made with, and {target.text} is none: remove them")
+    return found
+
+
+def _objective(found: Any, text: str) -> Any:
     if all(hasattr(found, name) for name in ("loss", "scores", "columns")):
         return found
     if not callable(found):
         raise UserError(
-            f"{target.text} is a {type(found).__name__}: point task.target to a function of output and target, or to a "
+            f"{text} is a {type(found).__name__}: point task.target to a function of output and target, or to a "
             "class with loss, scores and columns"
         )
     return FromFunction(found, getattr(found, "__name__", type(found).__name__))
 
 
-def _constant_cost(data: Data, inner: Any, column: str, outputs: int, target: Target) -> float:
+def _constant_cost(data: Data, inner: Any, column: str, outputs: int, text: str) -> float:
     """SHARE of the mean objective of the best guess that looks at no input."""
     y = data.train.y[:PROBED]
     rows = torch.zeros(len(y), outputs)
@@ -171,9 +180,9 @@ def _constant_cost(data: Data, inner: Any, column: str, outputs: int, target: Ta
             shape = tuple(scores[column].shape)
     except Exception as error:
         raise UserError(
-            f"{target.text} fails on outputs {tuple(rows.shape)} and targets {tuple(y.shape)} "
+            f"{text} fails on outputs {tuple(rows.shape)} and targets {tuple(y.shape)} "
             f"({type(error).__name__}: {first_line(error)}): correct it, or set task.outputs"
         ) from error
     if shape != (len(y),):
-        raise UserError(f"{target.text} gives {column} of shape {shape} for {len(y)} examples; give one an example")
+        raise UserError(f"{text} gives {column} of shape {shape} for {len(y)} examples; give one an example")
     return float(f"{SHARE * abs(cost):.3g}") or SHARE

@@ -26,22 +26,14 @@ from modeconn_cli.tasks.make import make_task, targets_of
 from modeconn_cli.tracking import Trackers
 from modeconn_cli.training.precision import set_tf32
 from modeconn_cli.weights import FlatModule
-from modeconn_cli.work.machine import _device, default_threads, keep_freed_memory
+from modeconn_cli.work.machine import _device, default_threads
 from modeconn_cli.work.reporting import Reporter
 from modeconn_cli.work.signals import Signals
 
 SMALL = 200_000  # parameters
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 T = TypeVar("T")
-_recent: dict[str, tuple[str, Any]] = {}
-
-
-def recent(place: str, key: str, make: Callable[[], T]) -> T:
-    """What was last made for a place, where it is the one wanted: the next job of a sweep most often wants it again."""
-    if place not in _recent or _recent[place][0] != key:
-        _recent.pop(place, None)
-        _recent[place] = key, make()
-    return cast(T, _recent[place][1])
+_recent: dict[str, tuple[str, Any]] = {}  # of every request of the process
 
 
 class Context:
@@ -59,6 +51,7 @@ class Context:
         self.signals = signals or Signals()
         self.trackers = trackers or Trackers(config.runtime.trackers, self.root, reporter.say)
         self.label = f"{safe(config.dataset.name)}-{safe(config.architecture.name)}"
+        self.kept = _recent
 
     def having(self, **changes: Any) -> Context:
         """A context with other settings that shares this one's reporter, signals and trackers."""
@@ -66,14 +59,19 @@ class Context:
             return self
         return Context(dataclasses.replace(self.config, **changes), self.reporter, self.signals, self.trackers)
 
+    def recent(self, place: str, key: str, make: Callable[[], T]) -> T:
+        """What was last made for a place, where it is the one wanted: the next job of a sweep most often wants it."""
+        if place not in self.kept or self.kept[place][0] != key:
+            self.kept.pop(place, None)
+            self.kept[place] = key, make()
+        return cast(T, self.kept[place][1])
+
     @cached_property
     def device(self) -> torch.device:
         """The device asked for, with PyTorch's switches set as the configuration says."""
         runtime = self.config.runtime
         device = _device(runtime.device)
         default_threads()
-        if device.type == "cpu":
-            keep_freed_memory()
         if runtime.threads:
             torch.set_num_threads(runtime.threads)
         if runtime.deterministic:
@@ -91,7 +89,7 @@ class Context:
     @cached_property
     def data_on_host(self) -> Data:
         dataset, wanted = self.config.dataset, targets_of(self.config.task)
-        found = recent("read", f"{self.checksum} {dataset} {wanted}", lambda: data.load(dataset, wanted))
+        found = self.recent("read", f"{self.checksum} {dataset} {wanted}", lambda: data.load(dataset, wanted))
         asked = getattr(dataset, "inputs", Inputs.auto)
         return found if asked == Inputs.integers or self._takes_integers(found) else found.continuous()
 
@@ -104,7 +102,7 @@ class Context:
         """The data on the device with the objective that networks are scored by."""
         host, config = self.task_on_host, self.config
         asked = f"{config.dataset} {config.task} {config.interpolation.connected_below} {host.data.integers}"
-        return recent("device", f"{self.task_fields()} {asked} {self.device}", lambda: host.to(self.device))
+        return self.recent("device", f"{self.task_fields()} {asked} {self.device}", lambda: host.to(self.device))
 
     @cached_property
     def task_on_host(self) -> Task:

@@ -15,7 +15,7 @@ from modeconn_cli.report.tables import barrier_rows, read_path, verdict_sentence
 from modeconn_cli.results import SUMMARY, Result, read_summary
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import Config, check
-from modeconn_cli.work.command import COMMANDS
+from modeconn_cli.work.command import COMMANDS, Request
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.measuring import MeasuredPath
 from modeconn_cli.work.reporting import Reporter
@@ -154,7 +154,11 @@ def make_plan(command: str, config: Config, reporter: Reporter, **arguments: Any
     context = Context(config, reporter)
     _ = context.device, context.parameters  # the device is there, and the network fits the data
     context.settle_threads()
-    request = COMMANDS[command].request(context, **arguments)
+    return plan_of(context, COMMANDS[command].request(context, **arguments))
+
+
+def plan_of(context: Context, request: Request) -> Plan:
+    """The stages that a request asks for, and all that they stand on."""
     stages, twins = ordered([*request.beside, *request.own])
     own = {s.identity.digest for s in request.own}
     return Plan(context, stages, [s for s in stages if s.identity.digest in own], request.keep_going, twins)
