@@ -109,11 +109,7 @@ def align(
     """
     chosen = method_of(method, "method")
     if data is None or isinstance(data, torch.Tensor):
-        if chosen in LABELLED or (data is None and chosen is not Match.weight):
-            needs = "inputs and targets, as (x, y)" if chosen in LABELLED else "inputs, as a tensor x (N, ...)"
-            raise UserError(f"method={method} aligns by what networks compute: give data, {needs}.")
-        module, _ = architecture_of((model_a, model_b), architecture)
-        task = Unlabelled(unlabelled_data(data, module))
+        task = _without_labels(data, chosen, architecture_of((model_a, model_b), architecture)[0])
     options |= {GROUPS[0]: method}
     asked = request((model_a, model_b), data, task, architecture, names, output_dir, progress, GROUPS, options)
     with asked as (context, _, start, end):
@@ -133,3 +129,11 @@ def align(
             summary["certificate"],
             summary,
         )
+
+
+def _without_labels(x: torch.Tensor | None, method: Match, module: nn.Module) -> Unlabelled:
+    """Inputs alone, where a method is content with them."""
+    if method in LABELLED or (x is None and method is not Match.weight):
+        needs = "inputs and targets, as (x, y)" if method in LABELLED else "inputs, as a tensor x (N, ...)"
+        raise UserError(f"method={method} aligns by what networks compute: give data, {needs}.")
+    return Unlabelled(unlabelled_data(x, module))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.families.base import Family
+from modeconn_cli.families.custom import check_ends
+from modeconn_cli.families.options import Curve
 from modeconn_cli.interface.given import data_of, task_of
 from modeconn_cli.interface.live import (
     MODULE,
@@ -139,31 +143,36 @@ def connect(
     """
     method = method_of(align, "align") if isinstance(align, str) else Match.weight
     options |= {"curve": curve} if isinstance(curve, str) else {}
-    with request((model_a, model_b), data, task, architecture, names, output_dir, progress, GROUPS, options) as asked:
-        context, listener, start, end = asked
-
-        def measure(aligned: bool, curved: bool) -> list[MeasuredPath]:
-            made, measured = paths_between(context, start, end, method if aligned else None, curved)
-            carry_out(context, [*made, *measured], (start, end))
-            return measured
-
-        aligned, curved = bool(align), bool(curve)
+    asked = request((model_a, model_b), data, task, architecture, names, output_dir, progress, GROUPS, options)
+    with asked as (context, listener, start, end):
         if not {"epochs", "curve.epochs"} & options.keys():
             epochs = epochs_of_a_first_answer(context.config.curve, len(context.data_on_host.train))
             context = context.having(curve=replace(context.config.curve, epochs=epochs))
-        paths = measure(aligned, curved)
-        if align is None and not _joined(paths):
-            try:
-                paths, aligned = measure(True, curved), True
-            except UserError as error:  # it is not asked for, and a curve may join them still
-                listener.say(f"not aligned: {error}")
-        if curve is None and not _joined(paths):
-            paths, curved = measure(aligned, True), True
-        keys = ["segment", *["aligned"] * aligned, *["curve"] * curved]
-        found = {k: mode_path(p, _history(p)) for k, p in zip(keys, paths, strict=True)}
+        found = {k: mode_path(p, _history(p)) for k, p in _tried(context, start, end, align, curve, method).items()}
         verdicts = [_verdict(p) for p in found.values()]
         metrics = next(iter(found.values())).result.metrics
         return Connection(*connection(verdicts, start.short_name, end.short_name, metrics), found, listener.notes)
+
+
+def _tried(
+    context: LiveContext, start: LiveEndpoint, end: LiveEndpoint, align: Any, curve: Any, method: Match
+) -> dict[str, MeasuredPath]:
+    """The paths that are asked for, or else wanted because none before them connects."""
+
+    def measure(aligned: bool, curved: bool) -> dict[str, MeasuredPath]:
+        made, measured = paths_between(context, start, end, method if aligned else None, curved)
+        carry_out(context, [*made, *measured], (start, end))
+        return dict(zip(["segment", *["aligned"] * aligned, *["curve"] * curved], measured, strict=True))
+
+    paths = measure(bool(align), bool(curve))
+    if align is None and not _joined(paths):
+        try:
+            paths = measure(True, bool(curve))
+        except UserError as error:  # it is not asked for, and a curve may join them still
+            context.reporter.say(f"not aligned: {error}")
+    if curve is None and not _joined(paths):
+        paths = measure("aligned" in paths, True)
+    return paths
 
 
 def fit_curve(
@@ -197,17 +206,32 @@ def fit_curve(
     >>> found.title, found.at(0.5).weight.shape, len(found.history)
     ('Bezier curve, 1 bend', torch.Size([2, 3]), 2)
     """
-    family = None if isinstance(kind, str) else kind
     options |= {"curve": kind} if isinstance(kind, str) else {}
-    with request((model_a, model_b), data, task, architecture, names, output_dir, progress, GROUPS, options) as (
-        context,
-        _,
-        start,
-        end,
-    ):
-        measured = MeasuredCurve(context, curve_between(context, start, end, family))
+    asked = request((model_a, model_b), data, task, architecture, names, output_dir, progress, GROUPS, options)
+    with asked as (context, _, start, end):
+        if not isinstance(kind, str):
+            context = context.having(curve=GivenCurve(kind, context.config.curve))
+        measured = MeasuredCurve(context, curve_between(context, start, end))
         carry_out(context, [measured], (start, end))
         return mode_path(measured, _history(measured))
+
+
+class GivenCurve(Curve):
+    """How a family is trained that is an object."""
+
+    def __init__(self, family: Family, asked: Curve) -> None:
+        super().__init__(**{f.name: getattr(asked, f.name) for f in fields(Curve)})
+        name = type(family).__name__
+        check_ends(family, name)
+        self.made, self.kind = family, name
+
+    def family(self) -> Family:
+        return self.made
+
+    def own(self) -> dict[str, Any]:
+        """A class may make many families, so one is known by what it computes."""
+        drawn = np.ascontiguousarray(self.made.coefficients(self.made.grid(65)))
+        return {"coefficients": hashlib.sha256(drawn.tobytes()).hexdigest()}
 
 
 @contextmanager
@@ -267,8 +291,8 @@ def method_of(text: str, argument: str) -> Match:
     return Match(text)
 
 
-def _joined(paths: list[MeasuredPath]) -> bool:
-    summaries = [read_summary(p.result.folder, p.question) for p in paths]
+def _joined(paths: dict[str, MeasuredPath]) -> bool:
+    summaries = [read_summary(p.result.folder, p.question) for p in paths.values()]
     return any(s["verdict"]["connected"] == "yes" for s in summaries)
 
 

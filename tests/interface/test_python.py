@@ -311,7 +311,7 @@ class Detour(Family):
 
 def test_a_family_of_ones_own_is_fitted(nets: tuple[nn.Module, nn.Module], splits: Any) -> None:
     found = mc.fit_curve(*nets, splits, kind=Detour(), **SMALL)
-    assert found.title == "detour, 1 bend"
+    assert found.title == "Detour curve"
     W = [w["0.weight"] for w in found.points]
     c = Detour().coefficients([[0.3]])[0]
     expected = sum(float(ck) * w.double() for ck, w in zip(c, W, strict=True))
