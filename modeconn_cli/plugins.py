@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import pkgutil
 import sys
 from functools import cache
 from importlib.metadata import entry_points
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.work.command import read_declarations
 
 VARIABLE = "MODECONN_PLUGINS"
 
@@ -53,17 +53,13 @@ def conf_directories() -> tuple[Path, ...]:
 
 
 @cache
-def load_stages() -> None:
-    """Import every stage of this package, so that each registers its command."""
-    import modeconn_cli.stages as package
-
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+def _read_stages() -> None:
+    read_declarations("modeconn_cli.stages", Path(__file__).parent / "stages")
 
 
 def load() -> None:
-    """Everything that registers itself: this package's stages, and what comes from outside."""
-    load_stages()
+    """The commands of this package's stages, and everything that comes from outside."""
+    _read_stages()
     conf_directories()
 
 

@@ -1,12 +1,22 @@
-"""What a command is: a name, words for --help, and the stages that it asks for. Commands register themselves."""
+"""What a command is: a name, words for --help, and the stages that it asks for. Commands register themselves.
+
+The command line needs their names and words before it knows which one is wanted, and importing a stage takes seconds,
+for torch comes with it. So the declarations of this package's stages are read from their source, and a stage is
+imported when its command is asked for.
+"""
 
 from __future__ import annotations
 
+import ast
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modeconn_cli.work.context import Context
     from modeconn_cli.work.stage import Stage
 
 PANELS = {"train": "Train", "join": "Join", "align": "Align", "look": "Look", "keep": "Keep"}
@@ -62,3 +72,39 @@ def command(
         return request
 
     return register
+
+
+def read_declarations(package: str, folder: Path) -> None:
+    """Register the commands that a package's files declare by :func:`command`, without importing them.
+
+    What a declaration is given must be written out there, or be a constant of its file.
+    """
+    for file in sorted(folder.glob("*.py")):
+        source = file.read_text(encoding="utf-8")
+        if f"@{command.__name__}(" not in source:
+            continue
+        constants: dict[str, Any] = {}
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                constants |= {t.id: node.value.value for t in node.targets if isinstance(t, ast.Name)}
+            if isinstance(node, ast.FunctionDef):
+                for call in filter(_declares, node.decorator_list):
+                    name, given = _arguments(call, constants)
+                    COMMANDS[name] = Command(name, partial(_imported, f"{package}.{file.stem}", node.name), **given)
+
+
+def _declares(decorator: ast.expr) -> bool:
+    return isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == command.__name__
+
+
+def _arguments(call: Any, constants: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    def value(node: ast.expr) -> Any:
+        return constants[node.id] if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+    return str(value(call.args[0])), {str(k.arg): value(k.value) for k in call.keywords}
+
+
+def _imported(module: str, function: str, context: Context, **arguments: Any) -> Request:
+    """The request of a command whose stage has only been read."""
+    found: Request = getattr(importlib.import_module(module), function)(context, **arguments)
+    return found
