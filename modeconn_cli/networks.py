@@ -100,7 +100,7 @@ def read_networks(file: Path, what: str = "file") -> Networks:
     return Networks(tuple(points), str(found["path"]))
 
 
-def open_networks(reference: str, root: Path = Path("outputs")) -> Networks:
+def open_networks(reference: str | Path, root: str | Path = "outputs") -> Networks:
     """The networks that a reference names.
 
     A run gives all that it holds: an endpoint and its kept epochs, the control points of a path, an aligned network
@@ -118,10 +118,11 @@ def open_networks(reference: str, root: Path = Path("outputs")) -> Networks:
     """
     from modeconn_cli.stages.referenced import networks_of, referenced  # which know data and architectures
 
-    networks = networks_of(reference, root)
+    text, root = str(reference), Path(root)
+    networks = networks_of(text, root)
     if networks is not None:
         return networks
-    one = referenced(reference, root)
+    one = referenced(text, root)
     return Networks((Network(one.names[0], one.what, held=one.state()),))
 
 

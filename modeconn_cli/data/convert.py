@@ -5,13 +5,24 @@ data = from_torch(train, test)          # Datasets, DataLoaders or pairs of tens
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from modeconn_cli.errors import UserError
 
@@ -27,8 +38,8 @@ def array_of(values: Any) -> NDArray[Any]:
 def examples_of(split: Any, what: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """All inputs (N, ...) and targets (N, ...) of one split, each example once and in its own order.
 
-    split: a pair (x, y) of tensors or arrays, a map-style Dataset of pairs, or a DataLoader; of a loader its data set
-    is read, without its shuffling, or its batches where that has no length.
+    split: a pair (x, y) of tensors or arrays, a map-style Dataset of pairs, or a DataLoader. Of a loader, the examples
+    that it draws from are read without its shuffling; its batches, where its data set has no length.
 
     Raises:
         UserError: it is none of these, is empty, or its examples are not pairs of one shape.
@@ -38,9 +49,12 @@ def examples_of(split: Any, what: str) -> tuple[NDArray[Any], NDArray[Any]]:
             batches = [_pair(batch, what) for batch in split]
             if not batches:
                 raise UserError(f"{what} is empty; give examples")
-            x, y = (np.concatenate([array_of(b[k]) for b in batches]) for k in (0, 1))
-            return x, y
-        split = split.dataset
+            return _joined(batches, what)
+        chosen = _drawn_from(split, what)
+        if split.collate_fn is not default_collate:
+            in_order = DataLoader(chosen, batch_size=split.batch_size or 1, collate_fn=split.collate_fn)
+            return _joined([_pair(batch, what) for batch in in_order], what)
+        split = chosen
     if isinstance(split, TensorDataset):
         split = split.tensors
     if isinstance(split, Dataset) and not isinstance(split, IterableDataset):
@@ -57,6 +71,25 @@ def examples_of(split: Any, what: str) -> tuple[NDArray[Any], NDArray[Any]]:
     raise UserError(
         f"{what} is a {type(split).__name__}: give a pair (x, y), a torch Dataset of pairs, or a DataLoader"
     )
+
+
+def _drawn_from(loader: DataLoader[Any], what: str) -> Dataset[Any]:
+    """The examples of a loader's data set that it draws from, in their own order."""
+    sampler = getattr(loader.batch_sampler, "sampler", None)
+    if isinstance(sampler, SequentialSampler) or (isinstance(sampler, RandomSampler) and not sampler.replacement):
+        return loader.dataset
+    if isinstance(sampler, SubsetRandomSampler):
+        return Subset(loader.dataset, sorted(map(int, sampler.indices)))
+    name = type(loader.batch_sampler if sampler is None else sampler).__name__
+    raise UserError(f"{what}: a loader with a {name} does not say which examples it has; give its Dataset, or a Subset")
+
+
+def _joined(batches: Sequence[Any], what: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    try:
+        x, y = (np.concatenate([array_of(b[k]) for b in batches]) for k in (0, 1))
+    except ValueError as error:
+        raise UserError(f"{what}: its examples are not of one shape ({error}); give all one") from error
+    return x, y
 
 
 def _pair(example: Any, what: str) -> Any:

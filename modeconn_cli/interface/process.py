@@ -46,6 +46,7 @@ def undisturbed() -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
+        stack.enter_context(_hydra_aside())
         try:
             yield
         finally:
@@ -57,6 +58,26 @@ def undisturbed() -> Iterator[None]:
             for name in os.environ.keys() - environment.keys():
                 del os.environ[name]
             os.environ.update(environment)
+
+
+@contextmanager
+def _hydra_aside() -> Iterator[None]:
+    """Hydra as if no application of the caller's ran under it, which it would not compose beside."""
+    if "hydra" not in sys.modules:
+        yield
+        return
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.singleton import Singleton
+
+    instances = Singleton._instances
+    own: dict[type, Any] = {kind: instances.pop(kind) for kind in (GlobalHydra, HydraConfig) if kind in instances}
+    try:
+        yield
+    finally:
+        for kind in (GlobalHydra, HydraConfig):
+            instances.pop(kind, None)
+        instances.update(own)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 import torch
 from cli_helpers import QUICK, ROOT, SPIRALS, no_pictures, ok, refused
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import modeconn_cli as mc
 from modeconn_cli.families.base import Family, along
@@ -198,6 +199,43 @@ def test_a_failure_leaves_the_process_as_before_too(nets: tuple[nn.Module, nn.Mo
     assert switches() == before
 
 
+def test_ctrl_c_stops_a_call_and_nothing_is_left(
+    nets: tuple[nn.Module, nn.Module], splits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def interrupting(output: Tensor, target: Tensor) -> Tensor:
+        if output.requires_grad:
+            signal.raise_signal(signal.SIGINT)
+        return nn.functional.cross_entropy(output, target, reduction="none")
+
+    before = switches()
+    with pytest.raises(mc.Interrupted):
+        mc.fit_curve(*nets, splits, task=interrupting, **SMALL)
+    assert switches() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_call_from_a_thread_and_one_under_hydra(nets: tuple[nn.Module, nn.Module], splits: Any) -> None:
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    found: list[mc.Connection] = []
+
+    def call() -> None:
+        found.append(mc.connect(*nets, splits, align=False, curve=False, **SMALL))
+
+    with hydra.initialize(version_base=None, config_path=None):
+        own = GlobalHydra.instance()
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+        call()
+        assert GlobalHydra.instance() is own
+        assert own.is_initialized()
+    pd.testing.assert_frame_equal(*(f.paths["segment"].table for f in found), check_exact=True)
+
+
 def test_progress_shows_only_where_it_is_asked_for(
     nets: tuple[nn.Module, nn.Module], splits: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,6 +264,47 @@ def test_one_set_is_train_and_test_and_that_is_said(nets: tuple[nn.Module, nn.Mo
     assert "train and test are the same examples" in found.notes[0]
     table = found.paths["segment"].table
     assert (table["train_nll"] == table["test_nll"]).all()
+
+
+def test_a_loaders_examples_are_those_that_it_draws_from(nets: tuple[nn.Module, nn.Module], splits: Any) -> None:
+    (x, y), _ = splits
+    whole = TensorDataset(x, y)
+    rows = [7, 3, 30, 41, 12, 9]
+    drawn = DataLoader(whole, batch_size=4, sampler=SubsetRandomSampler(rows))
+    collated = DataLoader(
+        [{"x": a, "y": b} for a, b in zip(x[sorted(rows)], y[sorted(rows)], strict=True)],  # type: ignore[arg-type]
+        batch_size=4,
+        shuffle=True,
+        collate_fn=lambda items: (torch.stack([i["x"] for i in items]), torch.stack([i["y"] for i in items])),
+    )
+    forms: list[Any] = [(x[sorted(rows)], y[sorted(rows)]), drawn, collated]
+    tables = [mc.connect(*nets, form, align=False, curve=False, **SMALL).paths["segment"].table for form in forms]
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0], check_exact=True)
+    weighted = DataLoader(whole, sampler=WeightedRandomSampler([1.0] * len(whole), 5))
+    with pytest.raises(mc.UserError, match="a loader with a WeightedRandomSampler does not say which examples"):
+        mc.connect(*nets, weighted)
+
+
+class Branching(nn.Module):
+    """What no graph describes: the way taken depends on what is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make_net(int(torch.randint(9, (1,))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if x.sum() > 0 else self.inner(x) * 1.0
+
+
+def test_what_cannot_be_aligned_is_noted_where_it_was_not_asked_for(splits: Any) -> None:
+    nets = [Branching(), Branching()]
+    nets[1].inner.load_state_dict({k: -v if k == "5.weight" else v for k, v in nets[1].inner.state_dict().items()})
+    found = mc.connect(*nets, splits, **SMALL)
+    assert list(found.paths) == ["segment", "curve"]
+    assert found.notes[0].startswith("not aligned: Branching cannot be traced")
+    with pytest.raises(mc.UserError, match="Branching cannot be traced"):
+        mc.connect(*nets, splits, align=True, **SMALL)
 
 
 def test_networks_come_as_state_dicts_and_files_too(nets: tuple[nn.Module, nn.Module], splits: Any, kept: Path) -> None:
@@ -347,7 +426,7 @@ def test_weights_are_aligned_without_data_and_units_with_inputs_alone(nets: tupl
     with_data = mc.align(*nets, make_examples())
     assert all(torch.equal(mc.align(*nets).state[k], v) for k, v in with_data.state.items())
     assert "activation" in repr(mc.align(*nets, make_examples()[0], method="activation"))
-    images = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 2)) for _ in range(2)]
+    images = [nn.Sequential(nn.Conv2d(3, 4, 28), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)) for _ in range(2)]
     assert mc.align(*images).certificate["difference"] <= 1e-10
     with pytest.raises(mc.UserError, match=r"give data, inputs and targets"):
         mc.align(*nets, method="sinkhorn")
@@ -383,9 +462,10 @@ def test_commands_run_from_python_and_runs_are_loaded(kept: Path, monkeypatch: p
         _ = runs[0].verdict
     axes = loaded.plot(_axes())
     assert axes.get_title(loc="left") == "Test error (%)"
-    # What runs hold goes into connect as it is, on the data that they learnt.
-    found = mc.connect(runs[0].at(), str(runs[1].folder), (torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])), **SMALL)
-    assert found.paths["segment"].title == "segment"
+    # What runs hold goes into connect as it is, with the data that they learnt by name.
+    same = {"dataset.examples": 200, "endpoints.weight_decay": 5e-4, "align": False, "curve": False}
+    found = mc.connect(runs[0].at(), runs[1].folder, "two_spirals", **same, **SMALL)
+    pd.testing.assert_frame_equal(found.paths["segment"].table, runs.paths[0].table, check_exact=True)
 
 
 def test_a_path_that_is_kept_is_answered_from_its_directory(
