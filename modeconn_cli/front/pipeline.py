@@ -1,0 +1,69 @@
+"""The command line of pipeline commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from modeconn_cli.errors import UserError
+from modeconn_cli.front.flags import AsJson, Cfg, ConfigDir, DryRun, Force, Info, Multirun, Overrides, Quiet
+from modeconn_cli.front.session import Session
+from modeconn_cli.work.command import Command
+
+CFG = ("job", "hydra", "all")
+
+
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+def pipeline(command: Command) -> Callable[..., None]:
+    """The command line of a pipeline command; they differ in the stages behind their name alone."""
+
+    def run(
+        overrides: Overrides = None,
+        multirun: Multirun = False,
+        cfg: Cfg = None,
+        info: Info = None,
+        config_dir: ConfigDir = None,
+        dry_run: DryRun = False,
+        force: Force = False,
+        as_json: AsJson = False,
+        quiet: Quiet = False,
+    ) -> None:
+        from modeconn_cli.front.compose import compose, launcher_of, scatter
+
+        given = list(overrides or [])
+        given = [*chosen_for(command, given), *given]
+        given += [f"runtime.force={str(force).lower()}"] if force else []
+        given += [f"runtime.dry_run={str(dry_run).lower()}"] if dry_run else []
+        flags = ["--multirun"] if multirun else []
+        for flag, value, allowed in (("--cfg", cfg, CFG), ("--info", info, INFO)):
+            if value is not None and value not in allowed:
+                raise UserError(f"{flag} {value}: choose from {', '.join(allowed)}.")
+            flags += [flag, value] if value is not None else []
+        session = Session(command.name, dry_run, as_json, quiet, multirun)
+
+        def go() -> None:
+            launcher = launcher_of(given)
+            jobs = compose(given, flags, config_dir)
+            elsewhere = multirun and launcher != "basic"
+            session.run(jobs, (lambda folder: scatter(command.name, given, config_dir, folder)) if elsewhere else None)
+
+        session.guarded(go)
+        if cfg or info:
+            sys.exit(session.code)
+        session.close()
+
+    run.__doc__ = f"{command.help}\n\n{command.more}"
+    return run
+
+
+def chosen_for(command: Command, overrides: Sequence[str]) -> list[str]:
+    """The choices that a command makes in groups where the command line makes none."""
+    from modeconn_cli.settings import NAMED_BY
+
+    made = []
+    for group, choice in command.chooses.items():
+        choosing = (f"{group}=", f"{group}.{NAMED_BY.get(group)}=", "experiment=")
+        made += [] if any(o.startswith(choosing) for o in overrides) else [f"{group}={choice}"]
+    return made
