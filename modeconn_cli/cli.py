@@ -1,8 +1,9 @@
-"""The command line: every command by its name. Heavy imports wait until a command needs them, so that --help is quick."""
+"""The command line: every command by its name. Heavy imports wait until a command needs them: --help is quick."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -38,13 +39,13 @@ Completion: [bold]eval "$(modeconn completion bash)"[/].
 """
 
 BROKEN: list[UserError] = []  # what keeps a plugin from being loaded, which main() says
-OTHERS = {
+OTHERS: dict[str, list[Callable[..., None]]] = {
     "join": [connect],
     "align": [look.symmetries],
     "look": [look.plot, look.report, look.gather, look.reproduce],
     "keep": [export, keep.doctor, completion],
 }
-RUNS = {
+RUNS: dict[str, Callable[..., None]] = {
     "list": keep.runs_list,
     "show": keep.runs_show,
     "compare": keep.runs_compare,
@@ -82,12 +83,13 @@ def make_app() -> typer.Typer:
         load()
     except UserError as error:
         BROKEN.append(error)
-    for command in COMMANDS.values():
-        if command.listed:
-            made.command(command.name, rich_help_panel=PANELS.get(command.panel, command.panel))(pipeline(command))
-    for panel, functions in OTHERS.items():
-        for function in functions:
-            made.command(rich_help_panel=PANELS[panel])(function)
+    for panel in dict.fromkeys([*PANELS, *(c.panel for c in COMMANDS.values())]):
+        title = PANELS.get(panel, panel)
+        for command in COMMANDS.values():
+            if command.listed and command.panel == panel:
+                made.command(command.name, rich_help_panel=title)(pipeline(command))
+        for function in OTHERS.get(panel, []):
+            made.command(rich_help_panel=title)(function)
     runs = typer.Typer(no_args_is_help=True, help="What has been computed: list, show, compare, path, gc.")
     for name, function in RUNS.items():
         runs.command(name)(function)
