@@ -15,6 +15,7 @@ is refused where it is given; :func:`check` then holds each value to its range a
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import inspect
 import math
@@ -102,7 +103,10 @@ def named_choice(node: Any, group: str) -> Any:
         return node
     name = str(getattr(node, key))
     if name not in CHOICES[group]:
-        raise UserError(f"{group}.{key}={name}: no such choice; there are {', '.join(CHOICES[group])}.")
+        there_are = f"here are {', '.join(CHOICES[group])}."
+        near = difflib.get_close_matches(name, list(CHOICES[group]), n=1, cutoff=0.5)
+        offer = f"did you mean {group}.{key}={near[0]}? T{there_are}" if near else f"t{there_are}"
+        raise UserError(f"{group}.{key}={name}: no such choice; {offer}")
     cls = CHOICES[group][name]
     if isinstance(node, cls) and type(node) is cls:
         return node

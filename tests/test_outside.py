@@ -93,6 +93,13 @@ def test_all_four_run_and_are_cached_planned_gathered_and_reported(lab: Path) ->
     assert "arc curve" in page
 
 
+def test_the_pages_own_commands_run(lab: Path) -> None:
+    lines = re.findall(r"^modeconn (.*)$", PAGE.read_text(), re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["fit-curve", "distance", "gather"]
+    for line in lines:
+        modeconn(lab, *line.split(), *([] if line.startswith("gather") else SMALL))
+
+
 def test_they_show_in_help_configuration_and_completion(lab: Path) -> None:
     assert re.search(r"distance\s+Mean distance along a path", modeconn(lab, "--help"))
     printed = modeconn(lab, "distance", *MINE, "--cfg", "job")

@@ -209,7 +209,7 @@ def test_results_are_the_same_bytes_with_and_without_a_tracker(name: str) -> Non
     without, tracked = results(Path("without")), results(Path("with"))
     tracked = {k: v for k, v in tracked.items() if not k.startswith(".tracking")}
     assert {Path(k).name for k in without} == {
-        *("checkpoint.safetensors", "metrics.csv", "path.csv", "summary.json", "plot.png")
+        *("checkpoint.safetensors", "metrics.csv", "path.csv", "scores.safetensors", "summary.json", "plot.png")
     }
     assert tracked == without
     files = {str(v.relative_to("without")) for v in versions(Path("without"))}

@@ -19,7 +19,7 @@ from modeconn_cli.evaluation.buffers import norm_layers
 from modeconn_cli.evaluation.evaluator import metrics, require_same
 from modeconn_cli.matching.activation import activation_matching
 from modeconn_cli.matching.midpoint import Check, Loss, Parameters
-from modeconn_cli.matching.search import Matching, Memory
+from modeconn_cli.matching.search import Matching
 from modeconn_cli.matching.sinkhorn import sinkhorn_matching
 from modeconn_cli.matching.straight_through import straight_through
 from modeconn_cli.matching.weight import default_restarts, weight_matching
@@ -283,7 +283,7 @@ class Aligned(Permuting, Endpoint):
         batch: int,
         a: dict[str, Tensor],
         b: dict[str, Tensor],
-        memory: Memory,
+        saver: Saver,
     ) -> Matching:
         options = self.context.config.rebasin
         if options.method is Match.activation:
@@ -295,13 +295,13 @@ class Aligned(Permuting, Endpoint):
             watch = self._watch(restarts + 1)
             return weight_matching(
                 symmetry, first, second, names, options.seed, restarts, options.sweeps,
-                lambda start, sweep, objective: watch(start, f"sweep {sweep + 1} objective {objective:.4f}"), memory,
+                lambda start, sweep, objective: watch(start, f"sweep {sweep + 1} objective {objective:.4f}"), saver,
             )  # fmt: skip
         loss, check = self._losses(a)
-        watch = self._watch(options.steps)
 
         def trained(step: int, value: float) -> None:
-            watch(step + 1, f"loss {value:.4f}")
+            self.context.reporter.progress(step + 1, options.steps, f"loss {value:.4f}")
+            saver.stop_if_asked()
 
         if options.method is Match.straight_through:
             return straight_through(
@@ -314,7 +314,7 @@ class Aligned(Permuting, Endpoint):
                 options.lr or 1e-3,
                 seed=options.seed,
                 watch=trained,
-                memory=memory,
+                memory=saver,
             )
         return sinkhorn_matching(
             symmetry,
@@ -329,7 +329,7 @@ class Aligned(Permuting, Endpoint):
             options.between is Between.random,
             seed=options.seed,
             watch=trained,
-            memory=memory,
+            memory=saver,
         )
 
     def _watch(self, total: int) -> Callable[[int, str], None]:

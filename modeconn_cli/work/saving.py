@@ -19,6 +19,7 @@ class Saver:
     def __init__(self, run: Run, context: Context) -> None:
         self.run, self.context = run, context
         self._last = time.monotonic()
+        self._seen = 0
 
     def begun(self) -> dict[str, Any] | None:
         """The state that an earlier process left, if any."""
@@ -43,10 +44,11 @@ class Saver:
 
     @property
     def due(self) -> bool:
-        return (
-            bool(self.context.signals.received)
-            or time.monotonic() - self._last > self.context.config.runtime.save_every
-        )
+        """Whether it is time to save: a while has passed, or a signal has come."""
+        self._seen = self.context.signals.received
+        return bool(self._seen) or time.monotonic() - self._last > self.context.config.runtime.save_every
 
     def stop_if_asked(self) -> None:
-        self.context.signals.check()
+        """Raise Interrupted for a signal that :attr:`due` saw; one that came since would stop what is not saved."""
+        if self._seen:
+            self.context.signals.check()

@@ -50,6 +50,7 @@ COMMANDS = [
     "report",
     "gather",
     "connect",
+    "export",
     "reproduce",
     "symmetries",
     "runs",
@@ -488,6 +489,9 @@ MISTAKES = [
     (["fit-curve", "-m", "dataset=digits,mnis"], "dataset=mnist"),
     (["fit-curve", "architecture.widen=3"], "wrn"),
     (["fit-curve", "curve.kind=bezir"], "curve.kind=bezier"),
+    (["fit-curve", "dataset.source=fashion_mnit"], "dataset.source=fashion_mnist"),
+    (["fit-curve", "architecture.family=resnt"], "architecture.family=resnet"),
+    (["fit-curve", "task.kind=regres"], "task.kind=regress"),
     (["fit-curve", "curve.optimizer=SGD"], "curve.optimizer=sgd"),
     (["fit-curve", "curve.fix_start=maybe"], "true, false"),
     (["fit-curve", "curve.bends=two"], "whole number"),
@@ -770,7 +774,11 @@ def test_completion_of_keys_and_values() -> None:
     assert completions("modeconn fit-curve datas") == ["dataset=", "dataset."]
     assert completions("modeconn fit-curve dataset=tw") == ["dataset=two_spirals"]
     assert completions("modeconn fit-curve -m dataset=digits,tw") == ["dataset=digits,two_spirals"]
-    assert completions("modeconn fit-curve curve.kind=") == ["curve.kind=bezier", "curve.kind=chain"]
+    assert completions("modeconn fit-curve curve.kind=") == [
+        "curve.kind=bezier",
+        "curve.kind=chain",
+        "curve.kind=custom",
+    ]
     assert completions("modeconn fit-curve curve.fix_end=t") == ["curve.fix_end=true"]
     assert "architecture.batch_norm=" in completions("modeconn fit-curve architecture=vgg16 architecture.")
     assert "architecture.batch_norm=" not in completions("modeconn fit-curve architecture.")
