@@ -17,24 +17,19 @@ from modeconn_cli.front.pipeline import pipeline
 from modeconn_cli.front.session import complain, print_json
 from modeconn_cli.front.shell import completer, completion
 from modeconn_cli.plugins import load
-from modeconn_cli.work.command import COMMANDS, PANELS
+from modeconn_cli.work.command import COMMANDS, PANELS, first_command
 
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
 ABOUT = """Are separately trained networks joined in weight space by paths of low loss?
 
-[bold]modeconn fit-curve[/] trains two networks that differ in their seed, measures the straight line between them, \
-bends a curve around the barrier, and says with intervals whether each path joins them. Results go to outputs/; \
-nothing is computed twice.
+[bold]modeconn {first}[/] {introduction} Results go to outputs/; nothing is computed twice.
 
 Settings are changed by overrides after the command, in Hydra's syntax:
 
-  modeconn fit-curve dataset=fashion_mnist curve.bends=2
-  modeconn fit-curve --multirun seed=0,1,2,3
-  modeconn fit-curve architecture=custom architecture.target=nets.py:Net
-  modeconn interpolate 'endpoints.checkpoints=\\[a.pt,b.pt]'
+{examples}
 
-Every setting: [bold]modeconn fit-curve --cfg job[/]. What would run: [bold]--dry-run[/]. \
+Every setting: [bold]modeconn {first} --cfg job[/]. What would run: [bold]--dry-run[/]. \
 Completion: [bold]eval "$(modeconn completion bash)"[/].
 """
 
@@ -68,21 +63,28 @@ def top(
     pass
 
 
+def about() -> str:
+    """The top of --help, in the words of the commands themselves."""
+    first = first_command()
+    lines = [f"  modeconn {c.name} {example}" for c in COMMANDS.values() for example in c.examples]
+    return ABOUT.format(first=first.name, introduction=first.introduction, examples="\n".join(lines))
+
+
 def make_app() -> typer.Typer:
     """Every command, in the panels that --help shows."""
+    try:
+        load()
+    except UserError as error:
+        BROKEN.append(error)
     made = typer.Typer(
         no_args_is_help=True,
         rich_markup_mode="rich",
         add_completion=False,
         pretty_exceptions_enable=False,
-        help=ABOUT,
+        help=about(),
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     made.callback()(top)
-    try:
-        load()
-    except UserError as error:
-        BROKEN.append(error)
     for panel in dict.fromkeys([*PANELS, *(c.panel for c in COMMANDS.values())]):
         title = PANELS.get(panel, panel)
         for command in COMMANDS.values():

@@ -591,7 +591,7 @@ class Rebasin:
     method: Match = option(
         Match.none,
         "Permute the second endpoint first: by weight, by activation, by straight_through or sinkhorn (trained), or "
-        "not at all; merge_many and c2m3 permute any number of endpoints (modeconn rebasin).",
+        "not at all; merge_many and c2m3 permute any number of endpoints at once.",
     )
     groups: str | None = option(
         None, "A file of permutation groups, for networks that cannot be traced; see modeconn symmetries --output."

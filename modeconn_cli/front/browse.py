@@ -15,6 +15,7 @@ from modeconn_cli.front.terminal import alignment_line, barrier_table, show_foun
 from modeconn_cli.report.gather import REPLICATION, as_override, run_settings, varied
 from modeconn_cli.results import Metrics, Result
 from modeconn_cli.runs.find import Found, Removal, find, find_all
+from modeconn_cli.work.command import first_command
 
 CONNECTED = {"yes": "joined", "no": "not joined", "undecided": "undecided"}
 
@@ -41,7 +42,7 @@ def list_runs(root: Path, match: str, as_json: bool) -> None:
     if not rows:
         out.print(
             f"no runs{f' with {match!r} in their name' if match else ''} under {root}/; "
-            "`modeconn fit-curve` makes some."
+            f"`modeconn {first_command().name}` makes some."
         )
         return
     differing = _differing(found)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from modeconn_cli import settings
 from modeconn_cli.errors import UserError
 from modeconn_cli.front.overrides import all_keys, chosen_nodes, groups
+from modeconn_cli.work.command import first_command
 
 
 def check_form(override: str, beside: Sequence[str], config_dir: str | None) -> None:
@@ -100,13 +101,12 @@ def _owners(key: str) -> list[str]:
     ]
 
 
-def suggest(
-    wrong: str, right: Sequence[str], phrase: str, otherwise: str = "`modeconn fit-curve --cfg job` shows every key."
-) -> str:
+def suggest(wrong: str, right: Sequence[str], phrase: str, otherwise: str | None = None) -> str:
     """The end of a sentence: a phrase with the nearest right word, or ``otherwise`` where nothing is near."""
     exact = [r for r in right if r.lower() == wrong.lower()]
     near = exact or difflib.get_close_matches(wrong, right, n=1, cutoff=0.5)
     if not near:  # the last part alone may be near: a field given without its group, say
         tails = {k.rsplit(".", 1)[-1]: k for k in reversed(list(right))}
         near = [tails[n] for n in difflib.get_close_matches(wrong.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)]
-    return f"; {phrase.format(near[0]) if near else otherwise}"
+    shown = f"`modeconn {first_command().name} --cfg job` shows every key."
+    return f"; {phrase.format(near[0]) if near else otherwise or shown}"

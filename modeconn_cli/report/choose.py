@@ -9,6 +9,7 @@ from pathlib import Path
 from modeconn_cli.errors import UserError
 from modeconn_cli.report.tables import drawing_order
 from modeconn_cli.runs.find import Found, endpoints_of, find, find_all, require_done
+from modeconn_cli.work.command import first_command
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,7 @@ def choose_measured(root: Path, wanted: Sequence[str], everything: bool = False)
     """
     measured = [r for r in find_all(root) if r.status == "done" and r.kind == "path"]
     if not measured:
-        raise UserError(
-            f"nothing has been measured under {root}/ yet: `modeconn fit-curve` or `modeconn interpolate` first."
-        )
+        raise UserError(f"nothing has been measured under {root}/ yet: `modeconn {first_command().name}` first.")
     if len(wanted) > 1:
         chosen = [require_done(find(root, w)) for w in wanted]
         unmeasured = [str(r.folder) for r in chosen if r.kind != "path"]
@@ -48,7 +47,8 @@ def choose_measured(root: Path, wanted: Sequence[str], everything: bool = False)
         fitting = [r for r in measured if ends and endpoints_of(r) == ends]
         if not fitting:
             raise UserError(
-                f"{origin.folder}: no path between its endpoints has been measured; `modeconn fit-curve` does it."
+                f"{origin.folder}: no path between its endpoints has been measured; "
+                f"`modeconn {first_command().name}` does it."
             )
     newest = {(r.stage, r.name): r for r in sorted(fitting, key=lambda r: int(r.version[1:]))}
     return sorted(newest.values(), key=drawing_order)

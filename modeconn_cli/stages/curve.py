@@ -33,6 +33,13 @@ from modeconn_cli.work.stage import Stage
     help="Fit a low-loss curve between two endpoints, and measure it beside the straight line.",
     more="Endpoints that are missing are trained first. curve=bezier, chain or custom, curve.bends=N. seed=N is "
     "replicate N: endpoint seeds 2N and 2N+1 and the curve's own draws, independent of every other replicate.",
+    introduction="trains two networks that differ in their seed, measures the straight line between them, bends a "
+    "curve around the barrier, and says with intervals whether each path joins them.",
+    examples=[
+        "dataset=fashion_mnist curve.bends=2",
+        "--multirun seed=0,1,2,3",
+        "architecture=custom architecture.target=nets.py:Net",
+    ],
 )
 def request(context: Context) -> Request:
     from modeconn_cli.stages.evaluate import MeasuredCurve

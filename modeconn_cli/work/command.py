@@ -41,7 +41,8 @@ class Command:
 
     panel: a key of PANELS, where --help lists it. help: one line; more: a paragraph after it. chooses: the choice of a
     group where the command line makes none. listed: whether the command line has it as it is, or by a command of its
-    own arguments.
+    own arguments. examples: what may stand after its name, for the top of --help. introduction: of the one command that
+    a newcomer should try first, what it does after its name.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Command:
     more: str = ""
     chooses: Mapping[str, str] = field(default_factory=dict)
     listed: bool = True
+    examples: Sequence[str] = ()
+    introduction: str = ""
 
 
 COMMANDS: dict[str, Command] = {}
@@ -64,11 +67,15 @@ def command(
     more: str = "",
     chooses: Mapping[str, str] | None = None,
     listed: bool = True,
+    examples: Sequence[str] = (),
+    introduction: str = "",
 ) -> Callable[[Callable[..., Request]], Callable[..., Request]]:
     """Register a function from a context to a Request as the command of this name; see Command for the rest."""
 
     def register(request: Callable[..., Request]) -> Callable[..., Request]:
-        COMMANDS[name] = Command(name, request, panel, help, more, dict(chooses or {}), listed)
+        COMMANDS[name] = Command(
+            name, request, panel, help, more, dict(chooses or {}), listed, tuple(examples), introduction
+        )
         return request
 
     return register
@@ -108,3 +115,8 @@ def _imported(module: str, function: str, context: Context, **arguments: Any) ->
     """The request of a command whose stage has only been read."""
     found: Request = getattr(importlib.import_module(module), function)(context, **arguments)
     return found
+
+
+def first_command() -> Command:
+    """The command that a newcomer should try first."""
+    return next(c for c in COMMANDS.values() if c.introduction)

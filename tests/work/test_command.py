@@ -26,22 +26,16 @@ def words(command: Command) -> dict[str, Any]:
 
 def test_what_is_read_is_what_importing_registers() -> None:
     plugins.load()
-    read = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import json, sys; from modeconn_cli import plugins; from modeconn_cli.work.command import COMMANDS\n"
-            "plugins.load(); assert 'torch' not in sys.modules\n"
-            "print(json.dumps({n: [c.panel, c.help, c.more, dict(c.chooses), c.listed] for n, c in COMMANDS.items()}))",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
+    script = (
+        "import json, sys; from modeconn_cli import plugins; from modeconn_cli.work.command import COMMANDS\n"
+        "plugins.load(); assert 'torch' not in sys.modules\n"
+        "print(json.dumps([{k: v for k, v in vars(c).items() if k != 'request'} for c in COMMANDS.values()]))"
     )
+    read = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     for module in pkgutil.iter_modules(modeconn_cli.stages.__path__):
         importlib.import_module(f"modeconn_cli.stages.{module.name}")
-    registered = {n: [c.panel, c.help, c.more, dict(c.chooses), c.listed] for n, c in COMMANDS.items()}
-    assert json.loads(read.stdout) == registered
+    registered = json.loads(json.dumps({c.name: words(c) for c in COMMANDS.values()}))
+    assert {c["name"]: {**c, "examples": [*c["examples"]]} for c in json.loads(read.stdout)} == registered
     assert len(registered) >= 7
     assert all(c.panel in PANELS and c.help.endswith((".", "?")) for c in COMMANDS.values())
 
@@ -63,6 +57,8 @@ def test_a_declaration_may_use_constants_of_its_file(tmp_path: Any, monkeypatch:
             "more": "",
             "chooses": {"rebasin": "weight"},
             "listed": True,
+            "examples": (),
+            "introduction": "",
         }
     }
 
