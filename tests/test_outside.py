@@ -100,6 +100,32 @@ def test_the_pages_own_commands_run(lab: Path) -> None:
         modeconn(lab, *line.split(), *([] if line.startswith("gather") else SMALL))
 
 
+SCRIPT = f"""
+import json
+import pandas as pd
+import modeconn_cli as mc
+
+runs = mc.run("distance", {MINE})
+ends = [r for r in runs if r.kind == "endpoint"]
+decay = {{"endpoints.weight_decay": 5e-4, "curve.weight_decay": 5e-4}}
+small = {{"turn": 0.5, "epochs": 1, "points": 5, "search_max": 0}}
+found = mc.fit_curve(ends[0].at(), ends[1].state_dict(), "waves", task="huber", kind="arc", **small, **decay)
+(curve,) = [r for r in mc.run("evaluate", {MINE}).paths if r.title == "arc curve"]
+pd.testing.assert_frame_equal(found.table, curve.table, check_exact=True)
+print(json.dumps([runs[-1].summary["metrics"], found.title]))
+"""
+
+
+def test_all_four_run_from_python(lab: Path) -> None:
+    env = {**os.environ, "MODECONN_PLUGINS": str(lab / "plugins"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=lab, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(modeconn(lab, "distance", *MINE, "--json"))
+    assert {r["status"] for r in answer["stages"]} == {"cached"}
+    (folder,) = [Path(lab, r["directory"]) for r in answer["stages"] if r["stage"] == "distance"]
+    assert json.loads(done.stdout) == [json.loads((folder / "summary.json").read_text())["metrics"], "arc curve"]
+
+
 def test_they_show_in_help_configuration_and_completion(lab: Path) -> None:
     assert re.search(r"distance\s+Mean distance along a path", modeconn(lab, "--help"))
     printed = modeconn(lab, "distance", *MINE, "--cfg", "job")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +14,6 @@ import pandas as pd
 from torch import Tensor, nn
 
 from modeconn_cli.errors import RunFailed, UserError
-from modeconn_cli.interface.live import MODULE
 from modeconn_cli.interface.paths import Measured
 from modeconn_cli.interface.process import at_work
 from modeconn_cli.networks import Networks
@@ -25,7 +26,7 @@ from modeconn_cli.settings import Config, Runtime
 from modeconn_cli.stages.referenced import Machine, networks_in, referenced
 from modeconn_cli.weights import matching_state
 from modeconn_cli.work.context import Context
-from modeconn_cli.work.recorded import recorded_config
+from modeconn_cli.work.recorded import OBJECT, recorded_config
 from modeconn_cli.work.reporting import Silent
 
 TABLES = ("path.csv", "metrics.csv")
@@ -112,7 +113,7 @@ class FinishedRun(Measured):
         Raises:
             UserError: there is no such network, or its architecture was an object of a Python session.
         """
-        if self.config.architecture.family == MODULE:
+        if self.config.architecture.family == OBJECT:
             raise UserError(
                 f"{self.folder} was made from a torch module, which no setting describes: load "
                 ".networks[0].state() into one, or keep what connect and fit_curve gave."
@@ -214,6 +215,7 @@ def run(command: str, overrides: Sequence[str] = (), *, progress: bool | None = 
     chosen = [f"{k}={v}" for k, v in COMMANDS[command].chooses.items() if not any(o.startswith(k) for o in overrides)]
     with at_work(progress) as listener:
         (job,) = compose([*chosen, *overrides])
+        os.environ["MODECONN_COMMAND"] = shlex.join(["modeconn", command, *overrides])
         plan = make_plan(command, job.config, listener, **arguments)
         rows: list[dict[str, Any]] = []
         plan.execute(rows)

@@ -19,7 +19,6 @@ from modeconn_cli.families.custom import check_ends
 from modeconn_cli.families.options import Curve
 from modeconn_cli.interface.given import data_of, task_of
 from modeconn_cli.interface.live import (
-    MODULE,
     Live,
     LiveContext,
     LiveEndpoint,
@@ -40,6 +39,7 @@ from modeconn_cli.stages.rebasin import Aligned
 from modeconn_cli.work.command import Request
 from modeconn_cli.work.measuring import MeasuredPath
 from modeconn_cli.work.plan import plan_of
+from modeconn_cli.work.recorded import OBJECT
 from modeconn_cli.work.stage import Stage
 
 if TYPE_CHECKING:
@@ -255,8 +255,8 @@ def request(
         made = task_of(task, examples, config, module, normalised=isinstance(data, str))
         described = replace(
             config,
-            dataset=Dataset(name=data if isinstance(data, str) else "data", source=MODULE),
-            architecture=Architecture(name=type(module).__name__, family=MODULE),
+            dataset=Dataset(name=data if isinstance(data, str) else "data", source=OBJECT),
+            architecture=Architecture(name=type(module).__name__, family=OBJECT),
             runtime=replace(config.runtime, save_every=config.runtime.save_every if output_dir else 1e9),
         )
         context = LiveContext(described, Live(module, made), listener)

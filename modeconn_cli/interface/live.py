@@ -25,10 +25,10 @@ from modeconn_cli.targets import first_line
 from modeconn_cli.tasks.base import Task
 from modeconn_cli.tracking import Trackers
 from modeconn_cli.work.context import Context
+from modeconn_cli.work.recorded import OBJECT
 from modeconn_cli.work.reporting import Reporter
 from modeconn_cli.work.signals import Signals
 
-MODULE = "a Python object"  # family and source of what no configuration describes
 Model = nn.Module | Mapping[str, Tensor] | str | Path
 
 
@@ -48,7 +48,7 @@ class Live:
         objective = [repr(getattr(self.task, k, None)) for k in ("columns", "likelihood", "delta", "outputs")]
         return {
             "data": self.task.data.checksum,
-            "architecture": _digest(_described(self.architecture)),
+            "architecture": {"family": OBJECT, "code": _digest(_described(self.architecture))},
             "objective": _digest([*objective, _source(getattr(self.task, "inner", self.task))]),
         }
 

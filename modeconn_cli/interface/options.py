@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ def configured(groups: Sequence[str], options: Mapping[str, Any], overrides: Seq
             given.append(f"{_key(name, groups, nodes)}={written(value)}")
     (job,) = compose(given)
     settings.check(job.config)
+    os.environ["MODECONN_COMMAND"] = "a call from Python"  # as provenance says where a result comes from
     return job.config
 
 

@@ -21,9 +21,9 @@ from modeconn_cli.families.bezier import segment
 from modeconn_cli.networks import CHECKPOINT, Network, Networks, read_networks
 from modeconn_cli.runs.find import Found, endpoints_behind, is_version, upstream_of
 from modeconn_cli.runs.references import Reference, file_names, parse
-from modeconn_cli.settings import Config, Interpolation, Renormalise, Runtime, fields_off_default
+from modeconn_cli.settings import Config, Interpolation, Renormalise, Runtime, choices, fields_off_default
 from modeconn_cli.work.context import Context
-from modeconn_cli.work.recorded import recorded_config
+from modeconn_cli.work.recorded import OBJECT, recorded_config
 from modeconn_cli.work.reporting import Reporter, Silent
 
 _KEPT = re.compile(r"^checkpoint-(epoch|step)(\d+)\.safetensors$")
@@ -100,9 +100,15 @@ class StoredPath:
 
     def coefficients(self, t: float) -> Array:
         """c(t), (K,)."""
-        straight = self.networks.family is None
-        family = segment() if straight else recorded_config(self.run, Runtime()).curve.family()
-        found: Array = family.coefficients([[t]])[0]
+        if self.networks.family is None:
+            return segment().coefficients([[t]])[0]
+        curve = recorded_config(self.run, Runtime()).curve
+        if curve.kind not in choices("curve"):
+            raise UserError(
+                f"{self.run.folder} holds a {curve.kind} curve, whose family is not here: where it was an object of "
+                "Python, take its points from what mc.fit_curve gave."
+            )
+        found: Array = curve.family().coefficients([[t]])[0]
         return found
 
     def end_at(self, c: Array) -> Found | None:
@@ -155,6 +161,11 @@ class OnPath(Referenced):
 
     def state(self, machine: Machine | None = None) -> dict[str, Tensor]:
         machine = machine or Machine(Runtime(), Silent())
+        if self.config.architecture.family == OBJECT:
+            raise UserError(
+                f"{self.text}: that run was made from a torch module, which no setting describes: take its points from "
+                "what mc.connect or mc.fit_curve gave."
+            )
         context = Context(replace(self.config, runtime=machine.runtime), machine.reporter)
         context.settle_threads()
         net = context.net(0)

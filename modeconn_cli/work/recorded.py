@@ -11,6 +11,8 @@ from modeconn_cli import settings
 from modeconn_cli.errors import UserError
 from modeconn_cli.runs.find import Found
 
+OBJECT = "a Python object"  # source, family or kind of what a session of Python held, and no setting describes
+
 
 def recorded_config(run: Found, runtime: settings.Runtime) -> settings.Config:
     """The configuration that a run was made with, on the machine that ``runtime`` describes.
@@ -23,7 +25,9 @@ def recorded_config(run: Found, runtime: settings.Runtime) -> settings.Config:
     file = run.folder / "config.yaml"
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        groups = {k: _node(k, v) for k, v in content.items() if k in settings.nodes() and k != "runtime"}
+        # Groups from outside are their stages' own; no network depends on them.
+        known = {f.name for f in dataclasses.fields(settings.Config)} - {"seed", "runtime"}
+        groups = {k: _node(k, v) for k, v in content.items() if k in known}
         return settings.Config(seed=int(content["seed"]), **groups, runtime=runtime)
     except OSError:
         raise UserError(f"{file} is not there, which names the data and the architecture of that run.") from None

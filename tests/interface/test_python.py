@@ -473,13 +473,25 @@ def test_a_path_that_is_kept_is_answered_from_its_directory(
 ) -> None:
     first = mc.fit_curve(*nets, splits, output_dir=kept, **SMALL)
     files = sorted(p for p in kept.rglob("*") if p.is_file())
-    monkeypatch.setattr("modeconn_cli.stages.curve.Trainer", None)
-    again = mc.fit_curve(*nets, splits, output_dir=kept, **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr("modeconn_cli.stages.curve.Trainer", None)
+        again = mc.fit_curve(*nets, splits, output_dir=kept, **SMALL)
     pd.testing.assert_frame_equal(first.table, again.table, check_exact=True)
     assert sorted(p for p in kept.rglob("*") if p.is_file()) == files
     (folder,) = {p.parent for p in files if p.name == "path.csv"}
     with pytest.raises(mc.UserError, match="was made from a torch module"):
         mc.load(folder).at(0.5)
+    refused("export", f"{folder}@t=0.5", "-o", str(kept / "half.pt"))
+    assert all(torch.equal(v, nets[1].state_dict()[k]) for k, v in mc.load(folder).state_dict(1.0).items())
+    mc.fit_curve(*nets, splits, kind=Detour(), output_dir=kept, **SMALL)
+    (detour,) = kept.glob("evaluate/*Detour*/v1")
+    with pytest.raises(mc.UserError, match="holds a Detour curve, whose family is not here"):
+        mc.load(detour).state_dict(0.5)
+    assert len(mc.load(detour).networks) == 3
+    rows = ok("gather", "--output-dir", str(kept), "--json").json["rows"]
+    assert {row["path"] for row in rows} >= {"Bezier curve, 1 bend", "Detour curve"}
+    ok("report", "--output-dir", str(kept))
+    assert "a call from Python" in (kept / "report.html").read_text()
 
 
 def _axes() -> Any:
