@@ -76,3 +76,11 @@ def overrides(family: Family, method: str) -> bool:
 def along(u: ArrayLike) -> Array:
     """The single coordinate t (T,) out of u (T, 1) or (T,)."""
     return np.asarray(u, dtype=np.float64).reshape(-1)
+
+
+def coefficients_at(family: Family, t: float) -> Array:
+    """c(t), (K,), of a path; at its ends it is its first and last control point to the last bit."""
+    if t in (0.0, 1.0):
+        one_hot: Array = np.eye(family.vertices)[-int(t)]
+        return one_hot
+    return family.coefficients([[t]])[0]

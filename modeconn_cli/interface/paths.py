@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.families.base import Family
+from modeconn_cli.families.base import Family, coefficients_at
 from modeconn_cli.interface.live import Live, LiveContext
 from modeconn_cli.interface.process import at_work
 from modeconn_cli.networks import Network, Networks
@@ -160,7 +160,7 @@ class ModePath(Measured):
             net = context.net(0)
             W_kp = torch.stack([net.flatten(w) for w in self.points])
             buffers = [{k: v.to(context.device) for k, v in b.items()} for b in self.buffers]
-            context.evaluator(net, options).at(W_kp, self.family.coefficients([[t]])[0], buffers, self.ends_fixed)
+            context.evaluator(net, options).at(W_kp, coefficients_at(self.family, t), buffers, self.ends_fixed)
             return {k: v.cpu() for k, v in net.state().items()}
 
     def at(self, t: float) -> nn.Module:

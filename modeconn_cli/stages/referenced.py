@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.families.base import Array
+from modeconn_cli.families.base import Array, coefficients_at
 from modeconn_cli.families.bezier import segment
 from modeconn_cli.networks import CHECKPOINT, Network, Networks, read_networks
 from modeconn_cli.runs.find import Found, endpoints_behind, is_version, upstream_of
@@ -101,15 +101,14 @@ class StoredPath:
     def coefficients(self, t: float) -> Array:
         """c(t), (K,)."""
         if self.networks.family is None:
-            return segment().coefficients([[t]])[0]
+            return coefficients_at(segment(), t)
         curve = recorded_config(self.run, Runtime()).curve
         if curve.kind not in choices("curve"):
             raise UserError(
                 f"{self.run.folder} holds a {curve.kind} curve, whose family is not here: where it was an object of "
                 "Python, take its points from what mc.fit_curve gave."
             )
-        found: Array = curve.family().coefficients([[t]])[0]
-        return found
+        return coefficients_at(curve.family(), t)
 
     def end_at(self, c: Array) -> Found | None:
         """The endpoint that coefficients are, where they are one."""

@@ -21,7 +21,7 @@ from modeconn_cli.evaluation.measured import (
     statistics,
     unpack,
 )
-from modeconn_cli.families.base import Array, Family
+from modeconn_cli.families.base import Array, Family, coefficients_at
 from modeconn_cli.families.geometry import geometry
 from modeconn_cli.networks import write_state
 from modeconn_cli.results import SCORES, Result, task_note
@@ -96,13 +96,6 @@ class MeasuredPath(Stage):
             "weight_decay": self.weight_decay,
         }
 
-    def _coefficients(self, t: float) -> Array:
-        """c(t), (K,); at its ends a path is its first and last control point to the last bit."""
-        if t in (0.0, 1.0):
-            c: Array = np.eye(self.path.vertices)[-int(t)]
-            return c
-        return self.path.coefficients([[t]])[0]
-
     def compute(self, run: Run) -> Result:
         net = self.context.net(0)
         evaluator = self.context.evaluator(net)
@@ -140,7 +133,7 @@ class MeasuredPath(Stage):
         def measure(t: float) -> By:
             if t not in found:
                 try:
-                    found[t] = evaluator.at(W_kp, self._coefficients(t), buffers, self.ends_fixed)
+                    found[t] = evaluator.at(W_kp, coefficients_at(self.path, t), buffers, self.ends_fixed)
                 except RunFailed as failure:
                     raise RunFailed(f"{self.title} at t={t:g}: {failure}") from None
                 if saver.due:
