@@ -110,6 +110,7 @@ def align(
     chosen = method_of(method, "method")
     if data is None or isinstance(data, torch.Tensor):
         task = _without_labels(data, chosen, architecture_of((model_a, model_b), architecture)[0])
+        data = None
     options |= {GROUPS[0]: method}
     asked = request((model_a, model_b), data, task, architecture, names, output_dir, progress, GROUPS, options)
     with asked as (context, _, start, end):

@@ -248,6 +248,8 @@ def request(
 ) -> Iterator[tuple[LiveContext, Listener, LiveEndpoint, LiveEndpoint]]:
     """One call's context, who is told of its work, and its two ends."""
     with at_work(progress) as listener, directory(output_dir) as root:
+        if hasattr(task, "data") and data is not None:
+            raise UserError("the task holds its data already, and data is given too: give data=None.")
         module, device = architecture_of(models, architecture)
         config = _config(data, task, groups, options, str(root), str(device))
         dtype = next(p.dtype for p in module.parameters())

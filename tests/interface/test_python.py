@@ -377,6 +377,12 @@ def test_a_loss_of_output_and_target_is_an_objective(
     assert found.table[f"test_{column}"].iloc[0] == pytest.approx(mean.item(), rel=1e-5)
 
 
+class TensorTask:
+    """What has data of its own."""
+
+    data = None
+
+
 class Detour(Family):
     """A path through a third point, with coefficients of its own."""
 
@@ -534,6 +540,7 @@ def test_paths_are_drawn_over_any_axes(nets: tuple[nn.Module, nn.Module], splits
         (lambda a, b, d: mc.connect(a, b, d, align="magic"), "align=magic: no such method"),
         (lambda a, b, d: mc.connect(a, b, d, task="guess"), "task=guess: no such task"),
         (lambda a, b, d: mc.fit_curve(a, b, d, kind="spiral"), "curve=spiral: no such curve"),
+        (lambda a, b, d: mc.connect(a, b, d, task=TensorTask()), "the task holds its data already"),
         (lambda a, b, d: mc.run("interpolat"), "interpolat: no such command; did you mean interpolate?"),
         (lambda a, b, d: mc.run("interpolate", "seed=1"), r"overrides are a list"),
         (lambda a, b, d: mc.load("nothing"), "no run 'nothing' under outputs/"),
