@@ -42,9 +42,8 @@ from modeconn_cli.work.reporting import Silent
 plugins.load()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDE = ROOT / "docs" / "own-network.md"
-OUTSIDE = (
-    ROOT / "docs" / "extending.md"
-)  # test_outside.py makes its files, of groups and settings of its own, and runs it
+# Its files, with groups and settings of their own, are made and its commands run by test_outside.py.
+OUTSIDE = ROOT / "docs" / "extending.md"
 
 # ----------------------------------------------------------------------------------------------- reading pages
 
