@@ -185,6 +185,9 @@ for line in sys.stdin:
             import resource
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"], job["file_limit"]))
         sys.argv = ["modeconn", *job["words"]]
+        if job["env"]:
+            os.environ.update(job["env"])
+            cli.app = cli.make_app()  # which reads what the environment brings
         cli.main()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
@@ -240,15 +243,24 @@ class Processes:
         print(json.dumps(job), file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline())
 
-    def start(self, words: Sequence[str], cwd: Path, file_limit: int = 0) -> Process:
-        """``modeconn WORDS`` in a directory; ``file_limit``: no file may grow beyond this many bytes."""
+    def start(
+        self, words: Sequence[str], cwd: Path, file_limit: int = 0, env: Mapping[str, str] | None = None
+    ) -> Process:
+        """``modeconn WORDS`` in a directory; ``file_limit``: bytes that no file may grow beyond; ``env``: added."""
         self.count += 1
         out, err = (self.folder / f"{self.count}.{name}" for name in ("out", "err"))
-        job = {"words": list(words), "cwd": str(cwd), "out": str(out), "err": str(err), "file_limit": file_limit}
+        job = {
+            "words": list(words),
+            "cwd": str(cwd),
+            "out": str(out),
+            "err": str(err),
+            "file_limit": file_limit,
+            "env": dict(env or {}),
+        }
         return Process(self.ask(job), self, out, err)
 
-    def run(self, words: Sequence[str], cwd: Path, file_limit: int = 0) -> Answer:
-        return self.start(words, cwd, file_limit).wait()
+    def run(self, words: Sequence[str], cwd: Path, file_limit: int = 0, env: Mapping[str, str] | None = None) -> Answer:
+        return self.start(words, cwd, file_limit, env).wait()
 
     def close(self) -> None:
         assert self._server.stdin is not None

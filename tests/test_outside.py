@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_helpers import ROOT
+from cli_helpers import ROOT, processes
 from safetensors.torch import load_file
 
 PAGE = ROOT / "docs" / "extending.md"
@@ -44,12 +44,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def modeconn(lab: Path, *words: str, code: int = 0) -> str:
     """A process of its own, for plugins are imported once."""
-    env = {**os.environ, "MODECONN_PLUGINS": str(lab / "plugins"), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "modeconn_cli", *words], cwd=lab, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, done.stderr
-    return done.stdout if code == 0 else done.stderr
+    env = {"MODECONN_PLUGINS": str(lab / "plugins"), "COLUMNS": "200"}
+    answer = processes().run(words, lab, env=env)
+    assert answer.code == code, answer.err
+    return answer.out if code == 0 else answer.err
 
 
 def test_each_example_is_short() -> None:
