@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol
 from modeconn_cli.errors import Interrupted, UserError
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.runs.find import Found
-from modeconn_cli.settings import TrackerName
+from modeconn_cli.work.options import TrackerName
 
 PATIENCE, HURRIED = 30.0, 5.0  # seconds that a finished, or a stopped, command waits for what is still being sent
 Values = Mapping[str, Any]

@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from modeconn_cli.data.dataset import Augment, Data, Split
 from modeconn_cli.evaluation.buffers import norm_layers
 from modeconn_cli.evaluation.evaluator import Evaluator
+from modeconn_cli.evaluation.options import Interpolation
 from modeconn_cli.families.bezier import Bezier
 from modeconn_cli.models import build as models
-from modeconn_cli.settings import Interpolation, Training
 from modeconn_cli.tasks.base import Batch
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.training.loop import Trainer
+from modeconn_cli.training.recipe import Training
 from modeconn_cli.weights import FlatModule
 from modeconn_cli.work.machine import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory
 

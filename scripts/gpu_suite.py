@@ -33,13 +33,13 @@ from modeconn_cli.families.point import Point
 from modeconn_cli.matching.sinkhorn import sinkhorn_matching
 from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.models import build as models
-from modeconn_cli.settings import Optimizer, Precision, Schedule, Training
 from modeconn_cli.symmetry.graph import trace
 from modeconn_cli.tasks.base import Batch
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.training.device_only import DeviceOnly
 from modeconn_cli.training.loop import Trainer
 from modeconn_cli.training.precision import arithmetic
+from modeconn_cli.training.recipe import Optimizer, Precision, Schedule, Training
 from modeconn_cli.weights import FlatModule
 
 

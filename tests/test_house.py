@@ -17,9 +17,7 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if "conf" not in p.relative_to(P
 LONG = "# long: "  # with a reason, among the first lines of a file or a function that is to be longer
 
 # What is still too long, with a little room. Numbers here may only fall, until they are gone.
-LONG_FILES = {
-    "settings.py": 905,
-}
+LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 # Names of stages that are also settings' groups, or keys of an answer in JSON: as a word alone they may stand anywhere.
 ALSO_OTHERWISE = {"rebasin", "plot"}

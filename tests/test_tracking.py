@@ -17,8 +17,8 @@ from cli_helpers import SPIRALS, Answer, call, compose, folders, ok, refused, re
 
 from modeconn_cli import settings, tracking
 from modeconn_cli.errors import Interrupted
-from modeconn_cli.settings import TrackerName
 from modeconn_cli.tracking import Trackers, flat, installed
+from modeconn_cli.work.options import Runtime, TrackerName
 from modeconn_cli.work.saving import Saver
 
 FIT = ["fit-curve", *SPIRALS, "endpoints.epochs=3", "curve.epochs=2", "--json"]
@@ -294,8 +294,8 @@ def test_a_tracker_named_twice_is_one() -> None:
 
 
 def test_lists_of_enumerations_are_known_for_completion() -> None:
-    assert settings.allowed_items(settings.Runtime, "trackers") == list(TrackerName)
-    assert settings.allowed_items(settings.Runtime, "threads") == []
+    assert settings.allowed_items(Runtime, "trackers") == list(TrackerName)
+    assert settings.allowed_items(Runtime, "threads") == []
 
 
 # ------------------------------------------------------------------------------------ what each one keeps

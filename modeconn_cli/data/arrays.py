@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modeconn_cli.data.formats import Raw, tensor
+from modeconn_cli.data.options import Arrays, Channels, Inputs
 from modeconn_cli.errors import UserError
-from modeconn_cli.settings import Arrays, Channels, Inputs
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 # What targets are read as: labels; numbers; numbers where they are stored as floating point; or auto, which also takes

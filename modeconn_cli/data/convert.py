@@ -112,7 +112,7 @@ def from_torch(train: Any, test: Any, *, normalise: bool = False, targets: str =
     from modeconn_cli.data.arrays import raw_of
     from modeconn_cli.data.custom import content_digest
     from modeconn_cli.data.dataset import prepare
-    from modeconn_cli.settings import Channels, CustomData, Inputs
+    from modeconn_cli.data.options import Channels, CustomData, Inputs
 
     found = {}
     for split, examples in (("train", train), ("test", test)):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from modeconn_cli.data import arrays
 from modeconn_cli.data.convert import array_of, examples_of
 from modeconn_cli.data.formats import Raw
+from modeconn_cli.data.options import CustomData
 from modeconn_cli.errors import UserError
-from modeconn_cli.settings import CustomData
 from modeconn_cli.targets import Target, working_directory_importable
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from modeconn_cli.data.arrays import Targets
 from modeconn_cli.data.augment import Augment, AugmentDraw
 from modeconn_cli.data.formats import Raw
+from modeconn_cli.data.options import Dataset, SplitBy
 from modeconn_cli.data.sources import checksum, how_to_get, random_state, read, search
 from modeconn_cli.errors import UserError
-from modeconn_cli.settings import Dataset, SplitBy
 
 __all__ = ["Augment", "AugmentDraw", "Data", "Split", "checksum", "how_to_get", "load", "search"]
 

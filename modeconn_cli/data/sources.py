@@ -32,8 +32,8 @@ from modeconn_cli.data.formats import (
     read_svhn,
     read_table,
 )
+from modeconn_cli.data.options import Arrays, CustomData, Dataset, Source, TwoSpirals
 from modeconn_cli.errors import UserError
-from modeconn_cli.settings import Arrays, CustomData, Dataset, Source, TwoSpirals
 
 SYSTEM_FOLDERS = {Source.fashion_mnist: Path("/usr/share/datasets/fashion-mnist")}
 TORCHVISION = {

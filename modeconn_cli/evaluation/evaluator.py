@@ -12,9 +12,9 @@ from torch import Tensor
 from modeconn_cli.data.dataset import Split
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation.buffers import norm_layers, reestimate
+from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
 from modeconn_cli.evaluation.repair import Repair
 from modeconn_cli.families.base import Array
-from modeconn_cli.settings import BatchNorm, Interpolation, Renormalise
 from modeconn_cli.tasks.base import Batch, Column, Task
 from modeconn_cli.weights import FlatModule, combine
 

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modeconn_cli.settings import LARGEST_SEED, Name, Training, option, plain
+from modeconn_cli.settings import LARGEST_SEED, Name, option, plain
+from modeconn_cli.training.recipe import Training
 
 if TYPE_CHECKING:
     from modeconn_cli.families.base import Family

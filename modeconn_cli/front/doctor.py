@@ -28,7 +28,7 @@ def examine(data_dir: str | None) -> dict[str, Any]:
     import torch
 
     from modeconn_cli.data import dataset as data
-    from modeconn_cli.settings import Source
+    from modeconn_cli.data.options import Source
 
     versions = {"modeconn": __version__, "python": platform.python_version()}
     for package in PACKAGES:

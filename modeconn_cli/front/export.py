@@ -44,8 +44,8 @@ def write_network(
     """
     from modeconn_cli.networks import save_state
     from modeconn_cli.runs.directory import writable
-    from modeconn_cli.settings import Runtime
     from modeconn_cli.stages.referenced import Machine, referenced
+    from modeconn_cli.work.options import Runtime
     from modeconn_cli.work.reporting import Silent
 
     if output.suffix not in SUFFIXES:

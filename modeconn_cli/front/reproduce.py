@@ -19,11 +19,12 @@ import numpy as np
 import yaml
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.evaluation.options import PathOf
 from modeconn_cli.front.compose import Job, compose
 from modeconn_cli.front.overrides import conf_dir
 from modeconn_cli.report.gather import flatten, not_settings, varied
 from modeconn_cli.runs.find import Found, stands_on_curve
-from modeconn_cli.settings import PathOf, plain
+from modeconn_cli.settings import plain
 
 SCALES = ("full", "small", "smoke")
 NUMBERS = Path(__file__).parents[1] / "report" / "paper_numbers.csv"

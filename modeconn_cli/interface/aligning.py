@@ -15,8 +15,8 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.interface.given import Unlabelled, unlabelled_data
 from modeconn_cli.interface.joining import NAMES, carry_out, method_of, request
 from modeconn_cli.interface.live import Model, architecture_of, unwrapped
+from modeconn_cli.matching.options import Match
 from modeconn_cli.networks import read_state
-from modeconn_cli.settings import Match
 from modeconn_cli.stages.rebasin import Aligned
 from modeconn_cli.weights import matching_state
 
@@ -134,7 +134,7 @@ def align(
 
 def _without_labels(x: torch.Tensor | None, method: Match, module: nn.Module) -> Unlabelled:
     """Inputs alone, where a method is content with them."""
-    if method in LABELLED or (x is None and method is not Match.weight):
+    if method in LABELLED or (x is None and method != Match.weight):
         needs = "inputs and targets, as (x, y)" if method in LABELLED else "inputs, as a tensor x (N, ...)"
         raise UserError(f"method={method} aligns by what networks compute: give data, {needs}.")
     return Unlabelled(unlabelled_data(x, module))

@@ -22,10 +22,11 @@ from modeconn_cli.report.tables import read_path
 from modeconn_cli.results import Result
 from modeconn_cli.runs.find import Found
 from modeconn_cli.runs.references import parse
-from modeconn_cli.settings import Config, Runtime
+from modeconn_cli.settings import Config
 from modeconn_cli.stages.referenced import Machine, networks_in, referenced
 from modeconn_cli.weights import matching_state
 from modeconn_cli.work.context import Context
+from modeconn_cli.work.options import Runtime
 from modeconn_cli.work.recorded import OBJECT, recorded_config
 from modeconn_cli.work.reporting import Silent
 

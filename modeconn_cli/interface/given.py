@@ -20,10 +20,11 @@ from modeconn_cli.data.custom import content_digest
 from modeconn_cli.data.dataset import Data, Split
 from modeconn_cli.errors import UserError
 from modeconn_cli.models.external import check_answers
-from modeconn_cli.settings import Config, Regression, TaskBase
+from modeconn_cli.settings import Config
 from modeconn_cli.tasks.base import Batch, Column, Criterion, Task
 from modeconn_cli.tasks.custom import Custom
 from modeconn_cli.tasks.make import make_task, targets_of
+from modeconn_cli.tasks.options import Regression, TaskBase
 from modeconn_cli.tasks.outputs import tensor_of
 
 ONE = "train and test are the same examples, for only one set was given: give (train, test) to tell them apart"

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from modeconn_cli.data.options import Dataset
 from modeconn_cli.errors import UserError
 from modeconn_cli.families.base import Family
 from modeconn_cli.families.custom import check_ends
@@ -29,9 +30,11 @@ from modeconn_cli.interface.live import (
 from modeconn_cli.interface.options import configured
 from modeconn_cli.interface.paths import ModePath, draw, mode_path
 from modeconn_cli.interface.process import Listener, at_work, directory
+from modeconn_cli.matching.options import Match
+from modeconn_cli.models.options import Architecture
 from modeconn_cli.report.tables import barrier_rows, connection
 from modeconn_cli.results import read_summary
-from modeconn_cli.settings import Architecture, Config, Dataset, Match
+from modeconn_cli.settings import Config
 from modeconn_cli.stages.connect import epochs_of_a_first_answer, paths_between
 from modeconn_cli.stages.curve import curve_between
 from modeconn_cli.stages.evaluate import MeasuredCurve

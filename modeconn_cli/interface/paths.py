@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.evaluation.options import Interpolation, Renormalise
 from modeconn_cli.families.base import Family, coefficients_at
 from modeconn_cli.interface.live import Live, LiveContext
 from modeconn_cli.interface.process import at_work
 from modeconn_cli.networks import Network, Networks
 from modeconn_cli.report.plots import PathResult, draw_panel
 from modeconn_cli.report.tables import read_path, verdict_sentence
-from modeconn_cli.settings import Config, Interpolation, Renormalise
+from modeconn_cli.settings import Config
 from modeconn_cli.work.measuring import MeasuredPath
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import torch
 
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import Precision
 from modeconn_cli.training.precision import arithmetic
+from modeconn_cli.training.recipe import Precision
 from modeconn_cli.work.reporting import Silent
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ import numpy as np
 import yaml
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.matching.options import USED_BY, Match
 from modeconn_cli.results import SUMMARY, Metrics
 from modeconn_cli.runs.find import Found, endpoints_behind, endpoints_of
-from modeconn_cli.settings import USED_BY, Match, not_identifying
+from modeconn_cli.settings import not_identifying
 
 REPLICATION = ("seed", "endpoints.seeds", "curve.seed")
 NO_SETTING = ("n", "shared_endpoints", "metrics", "digits", "runs")  # of a row, beside its path

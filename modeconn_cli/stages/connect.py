@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from modeconn_cli.settings import Match, Training
+from modeconn_cli.matching.options import Match
 from modeconn_cli.stages.curve import curve_between
 from modeconn_cli.stages.endpoints import Endpoint, endpoints, two_of
 from modeconn_cli.stages.evaluate import MeasuredCurve
@@ -12,6 +12,7 @@ from modeconn_cli.stages.interpolate import Segment
 from modeconn_cli.stages.plot import Plot
 from modeconn_cli.stages.rebasin import aligned_end
 from modeconn_cli.training.loop import steps_per_epoch
+from modeconn_cli.training.recipe import Training
 from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.measuring import MeasuredPath

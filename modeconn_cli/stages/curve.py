@@ -16,10 +16,10 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.families.options import Sampling
 from modeconn_cli.networks import read_metadata, read_state, write_control_points
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import recipe
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, pair_label
 from modeconn_cli.stages.referenced import curve_of
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
+from modeconn_cli.training.recipe import recipe
 from modeconn_cli.weights import FlatModule
 from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context

@@ -13,14 +13,15 @@ from torch import Tensor
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.evaluator import Evaluator, metrics
 from modeconn_cli.evaluation.measured import split_note
+from modeconn_cli.evaluation.options import Interpolation
 from modeconn_cli.families.point import Point
 from modeconn_cli.networks import CHECKPOINT as CHECKPOINT
 from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.results import task_note
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import Interpolation, recipe
 from modeconn_cli.stages.referenced import Machine, Referenced, referenced
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
+from modeconn_cli.training.recipe import recipe
 from modeconn_cli.weights import FlatModule, matching_state
 from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from modeconn_cli.evaluation.options import PathOf
 from modeconn_cli.families.base import Family
-from modeconn_cli.settings import PathOf
 from modeconn_cli.stages.curve import FitCurve, curve_between
 from modeconn_cli.stages.endpoints import pair_label
 from modeconn_cli.stages.interpolate import Segment

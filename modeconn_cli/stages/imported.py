@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.evaluation.options import Interpolation
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.runs.references import told_apart
-from modeconn_cli.settings import Interpolation
 from modeconn_cli.stages.endpoints import Endpoint, load, named_by
 from modeconn_cli.stages.referenced import Referenced
 from modeconn_cli.weights import matching_state

@@ -13,12 +13,13 @@ from torch import Tensor
 from modeconn_cli.evaluation.barriers import resampled_means
 from modeconn_cli.evaluation.evaluator import Scores, metrics, require_same
 from modeconn_cli.evaluation.measured import SPLITS, Question, split_note
+from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
 from modeconn_cli.matching.many import RESTARTS, cycle_consistent, cycle_error, merge_many, pairs_of
+from modeconn_cli.matching.options import Match
 from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.results import SCORES, Result, read_summary, task_note
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import BatchNorm, Interpolation, Match, Renormalise
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint
 from modeconn_cli.stages.rebasin import Permuting
 from modeconn_cli.symmetry.certificate import certify_all
@@ -61,7 +62,7 @@ class Merged(Permuting):
             context.reporter.progress(min(step + 1, options.sweeps), options.sweeps, f"objective {objective:.4f}")
             context.signals.check()
 
-        method = merge_many if options.method is Match.merge_many else cycle_consistent
+        method = merge_many if options.method == Match.merge_many else cycle_consistent
         restarts = RESTARTS if options.restarts is None else options.restarts
         permutations, objective = method(
             symmetry, here, names, options.sweeps, restarts, options.seed, watch, Saver(run, context)

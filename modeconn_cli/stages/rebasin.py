@@ -17,25 +17,17 @@ from torch.func import functional_call
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.buffers import norm_layers
 from modeconn_cli.evaluation.evaluator import metrics, require_same
+from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
 from modeconn_cli.matching.activation import activation_matching
 from modeconn_cli.matching.midpoint import Check, Loss, Parameters
+from modeconn_cli.matching.options import USED_BY, Between, Match, Rebasin, Similarity
 from modeconn_cli.matching.search import Matching
 from modeconn_cli.matching.sinkhorn import sinkhorn_matching
 from modeconn_cli.matching.straight_through import straight_through
 from modeconn_cli.matching.weight import default_restarts, weight_matching
 from modeconn_cli.networks import write_state
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import (
-    USED_BY,
-    BatchNorm,
-    Between,
-    Interpolation,
-    Match,
-    Rebasin,
-    Renormalise,
-    Similarity,
-    fields_off_default,
-)
+from modeconn_cli.settings import fields_off_default
 from modeconn_cli.stages.endpoints import Endpoint, endpoints, pair_label, two_of
 from modeconn_cli.stages.symmetries import groups_text
 from modeconn_cli.symmetry.certificate import certify_all, refuse_wrong
@@ -66,7 +58,7 @@ TOGETHER = (Match.merge_many, Match.c2m3)
 )
 def request(context: Context) -> Request:
     method, given = context.config.rebasin.method, endpoints(context)
-    if method is Match.none:
+    if method == Match.none:
         raise UserError(
             "rebasin=none aligns nothing: choose rebasin=weight, activation, straight_through, sinkhorn, merge_many or "
             "c2m3, or measure the line as it is with modeconn interpolate."
@@ -125,7 +117,7 @@ def ends_of_path(context: Context, command: str) -> tuple[Endpoint, Endpoint]:
 
 def aligned_end(context: Context, start: Endpoint, end: Endpoint) -> Aligned | None:
     """The second endpoint permuted, where the configuration asks for it."""
-    if context.config.rebasin.method is Match.none:
+    if context.config.rebasin.method == Match.none:
         return None
     if context.config.rebasin.method in TOGETHER:
         raise UserError(
@@ -156,7 +148,7 @@ class Permuting(Stage):
         """The network on the CPU, its groups, and the batch that they were traced with."""
         options = self.context.config.rebasin
         data = self.context.data_on_host
-        matched = options.method is Match.activation
+        matched = options.method == Match.activation
         batch = min(ACTIVATION_BATCH, options.examples, len(data.train)) if matched else 2
         groups = None if options.groups is None else self._groups_text
         return self.context.recent(
@@ -165,7 +157,7 @@ class Permuting(Stage):
 
     def _trace(self, batch: int) -> tuple[nn.Module, Symmetry, int]:
         options, data = self.context.config.rebasin, self.context.data_on_host
-        matched = options.method is Match.activation
+        matched = options.method == Match.activation
         torch.manual_seed(0)
         module = self.context.module().eval()
         if options.groups is not None:
@@ -286,11 +278,11 @@ class Aligned(Permuting, Endpoint):
         saver: Saver,
     ) -> Matching:
         options = self.context.config.rebasin
-        if options.method is Match.activation:
+        if options.method == Match.activation:
             return self._match_activations(symmetry, batch, a, b)
         names = [n for n, _ in module.named_parameters()]
         first, second = ({n: state[n].to(self.context.device) for n in names} for state in (a, b))
-        if options.method is Match.weight:
+        if options.method == Match.weight:
             restarts = default_restarts(symmetry) if options.restarts is None else options.restarts
             watch = self._watch(restarts + 1)
             return weight_matching(
@@ -303,7 +295,7 @@ class Aligned(Permuting, Endpoint):
             self.context.reporter.progress(step + 1, options.steps, f"loss {value:.4f}")
             saver.stop_if_asked()
 
-        if options.method is Match.straight_through:
+        if options.method == Match.straight_through:
             return straight_through(
                 symmetry,
                 first,

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.evaluation.options import Interpolation, Renormalise
 from modeconn_cli.families.base import Array, coefficients_at
 from modeconn_cli.families.bezier import segment
 from modeconn_cli.networks import CHECKPOINT, Network, Networks, read_networks
 from modeconn_cli.runs.find import Found, endpoints_behind, is_version, upstream_of
 from modeconn_cli.runs.references import Reference, file_names, parse
-from modeconn_cli.settings import Config, Interpolation, Renormalise, Runtime, choices, fields_off_default
+from modeconn_cli.settings import Config, choices, fields_off_default
 from modeconn_cli.work.context import Context
+from modeconn_cli.work.options import Runtime
 from modeconn_cli.work.recorded import OBJECT, recorded_config
 from modeconn_cli.work.reporting import Reporter, Silent
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.settings import Pairing, PathOf
+from modeconn_cli.evaluation.options import PathOf
 from modeconn_cli.stages.curve import curve_between
 from modeconn_cli.stages.endpoints import Endpoint, endpoints, two_of
 from modeconn_cli.stages.evaluate import MeasuredCurve
@@ -16,6 +16,7 @@ from modeconn_cli.stages.rebasin import aligned_end
 from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.measuring import MeasuredPath
+from modeconn_cli.work.options import Pairing
 from modeconn_cli.work.stage import Stage
 
 NAME = "run"

@@ -9,11 +9,11 @@ from modeconn_cli.data.arrays import Targets
 from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.barriers import CONVENTIONS
-from modeconn_cli.settings import CustomTask, Regression, TaskBase
 from modeconn_cli.targets import Target
 from modeconn_cli.tasks.base import Criterion, Task
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.tasks.custom import Custom
+from modeconn_cli.tasks.options import CustomTask, Regression, TaskBase
 from modeconn_cli.tasks.regress import Regress
 
 WANTED: dict[str, Targets] = {"auto": "auto", "classify": "classes", "regress": "numbers", "custom": "floats"}

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from modeconn_cli.data.dataset import Data, Split
 from modeconn_cli.errors import UserError
-from modeconn_cli.settings import Likelihood
 from modeconn_cli.tasks.base import Batch, Column, Criterion
+from modeconn_cli.tasks.options import Likelihood
 from modeconn_cli.tasks.outputs import tensor_of
 from modeconn_cli.tasks.targets import Scale
 

@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from modeconn_cli.settings import Precision
 from modeconn_cli.tasks.base import Batch, Task
 from modeconn_cli.training.precision import autocast
+from modeconn_cli.training.recipe import Precision
 from modeconn_cli.weights import FlatModule
 
 

@@ -22,11 +22,11 @@ from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.families.base import Array, Family, overrides
 from modeconn_cli.families.options import Sampling
-from modeconn_cli.settings import Optimizer, Training
 from modeconn_cli.tasks.base import Batch, Task
 from modeconn_cli.training.engine import Eager, Engine
 from modeconn_cli.training.optimizers import make_update
 from modeconn_cli.training.precision import arithmetic
+from modeconn_cli.training.recipe import Optimizer, Training
 from modeconn_cli.training.schedules import learning_rate
 from modeconn_cli.weights import FlatModule
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from modeconn_cli.settings import Optimizer, Training
+from modeconn_cli.training.recipe import Optimizer, Training
 
 Tensors = list[Tensor]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from modeconn_cli.settings import Precision
+from modeconn_cli.training.recipe import Precision
 
 
 def set_tf32(on: bool) -> None:

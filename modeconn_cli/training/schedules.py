@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from modeconn_cli.settings import Every, Schedule, Training
+from modeconn_cli.training.recipe import Every, Schedule, Training
 
 
 def learning_rate(recipe: Training, step: int, steps_per_epoch: int) -> float:

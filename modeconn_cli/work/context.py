@@ -16,17 +16,21 @@ from torch import nn
 
 from modeconn_cli.data import dataset as data
 from modeconn_cli.data.dataset import Data
+from modeconn_cli.data.options import Inputs
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.evaluator import Evaluator
+from modeconn_cli.evaluation.options import Interpolation
 from modeconn_cli.models import build as models
-from modeconn_cli.settings import ChannelsLast, Config, Inputs, Interpolation, Training, fields_off_default
+from modeconn_cli.settings import Config, fields_off_default
 from modeconn_cli.targets import Target
 from modeconn_cli.tasks.base import Task
 from modeconn_cli.tasks.make import make_task, targets_of
 from modeconn_cli.tracking import Trackers
 from modeconn_cli.training.precision import set_tf32
+from modeconn_cli.training.recipe import Training
 from modeconn_cli.weights import FlatModule
 from modeconn_cli.work.machine import _device, default_threads
+from modeconn_cli.work.options import ChannelsLast
 from modeconn_cli.work.reporting import Reporter
 from modeconn_cli.work.signals import Signals
 

@@ -21,13 +21,15 @@ from modeconn_cli.evaluation.measured import (
     statistics,
     unpack,
 )
+from modeconn_cli.evaluation.options import BatchNorm, Renormalise
 from modeconn_cli.families.base import Array, Family, coefficients_at
 from modeconn_cli.families.geometry import geometry
 from modeconn_cli.networks import write_state
 from modeconn_cli.results import SCORES, Result, task_note
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import BatchNorm, Optimizer, Renormalise, fields_off_default
+from modeconn_cli.settings import fields_off_default
 from modeconn_cli.tasks.base import Column
+from modeconn_cli.training.recipe import Optimizer
 from modeconn_cli.weights import FlatModule
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.saving import Saver

@@ -10,11 +10,12 @@ import yaml
 from modeconn_cli import settings
 from modeconn_cli.errors import UserError
 from modeconn_cli.runs.find import Found
+from modeconn_cli.work.options import Runtime
 
 OBJECT = "a Python object"  # source, family or kind of what a session of Python held, and no setting describes
 
 
-def recorded_config(run: Found, runtime: settings.Runtime) -> settings.Config:
+def recorded_config(run: Found, runtime: Runtime) -> settings.Config:
     """The configuration that a run was made with, on the machine that ``runtime`` describes.
 
     Settings that were added since have their defaults.

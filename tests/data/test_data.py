@@ -28,11 +28,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from scipy.io import savemat
 
-from modeconn_cli import settings
 from modeconn_cli.data import sources
 from modeconn_cli.data.dataset import Augment, Data, checksum, how_to_get, load, search
+from modeconn_cli.data.options import Arrays, Channels, CustomData, Dataset, Source, SplitBy, TwoSpirals
 from modeconn_cli.errors import UserError
-from modeconn_cli.settings import Arrays, Channels, Dataset, Source, SplitBy, TwoSpirals
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 IDX_FILES = (
@@ -1067,7 +1066,7 @@ def test_checksum_of_what_is_made_or_given(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------- conf/dataset
 
-NODES = {"_dataset": Dataset, "_two_spirals": TwoSpirals, "_arrays": Arrays, "_custom": settings.CustomData}
+NODES = {"_dataset": Dataset, "_two_spirals": TwoSpirals, "_arrays": Arrays, "_custom": CustomData}
 CONFS = sorted(CONF.glob("*.yaml"))
 
 
@@ -1083,7 +1082,7 @@ def test_configuration_names_itself_and_only_what_differs(path: Path) -> None:
     (node,) = values.pop("defaults")
     fields = {f.name: getattr(NODES[node](), f.name) for f in dataclasses.fields(NODES[node])}
     assert values.pop("name") == path.stem
-    source = settings.Source(values.pop("source"))
+    source = Source(values.pop("source"))
     assert set(values) <= set(fields)
     assert all(fields[name] != value for name, value in values.items())
     if source in (Source.digits, Source.two_spirals):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from modeconn_cli.data.dataset import load
+from modeconn_cli.data.options import Arrays, CustomData, Dataset, TwoSpirals
 from modeconn_cli.data.sources import checksum
 from modeconn_cli.front.compose import compose
-from modeconn_cli.settings import Arrays, CustomData, Dataset, TwoSpirals
 
 ROOT = Path(__file__).parents[2]
 LINES = {

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from modeconn_cli.data.arrays import raw_of
 from modeconn_cli.data.convert import from_torch
 from modeconn_cli.data.dataset import load
+from modeconn_cli.data.options import Arrays, CustomData, Inputs, Source
+from modeconn_cli.data.options import Dataset as Options
 from modeconn_cli.data.sources import checksum, how_to_get
 from modeconn_cli.errors import UserError
-from modeconn_cli.settings import Arrays, CustomData, Inputs, Source
-from modeconn_cli.settings import Dataset as Options
 
 
 def raw(x: Any = None, y: Any = None, targets: Any = "auto", **options: Any) -> Any:

@@ -19,11 +19,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from modeconn_cli import settings
+from modeconn_cli.data.options import Arrays
 from modeconn_cli.errors import UserError
 from modeconn_cli.families.bezier import BezierCurve
 from modeconn_cli.front import compose as launch
 from modeconn_cli.front import overrides
+from modeconn_cli.models.options import VGG
 from modeconn_cli.settings import Config
+from modeconn_cli.training.recipe import Optimizer, recipe
 
 CONF = ROOT / "conf"
 # Files under paper/ describe published tables; test_reproduce.py composes all that they ask for.
@@ -275,7 +278,7 @@ def test_a_wrong_enumeration_is_explained(key: str) -> None:
 @pytest.mark.parametrize(
     ("group", "changes", "said"),
     [
-        ("curve", {"nesterov": True, "optimizer": settings.Optimizer.adam}, "curve.nesterov"),
+        ("curve", {"nesterov": True, "optimizer": Optimizer.adam}, "curve.nesterov"),
         ("endpoints", {"nesterov": True, "momentum": 0.0}, "endpoints.nesterov"),
         ("endpoints", {"betas": [0.9]}, "endpoints.betas"),
         ("curve", {"milestones": [0.75, 0.5]}, "curve.milestones"),
@@ -312,10 +315,10 @@ def test_garipovs_recipes_have_the_published_numbers(experiment: str) -> None:
     assert ((endpoints.epochs, endpoints.lr, endpoints.weight_decay), (curve.epochs, curve.lr, curve.weight_decay)) == (
         published
     )
-    for recipe in (endpoints, curve):
-        assert (recipe.batch_size, recipe.momentum, recipe.nesterov) == (128, 0.9, False)
-        assert (recipe.optimizer, recipe.schedule, recipe.schedule_every) == ("sgd", "garipov", "epoch")
-        assert (recipe.label_smoothing, recipe.warmup_epochs, recipe.precision) == (0, 0, "float32")
+    for training in (endpoints, curve):
+        assert (training.batch_size, training.momentum, training.nesterov) == (128, 0.9, False)
+        assert (training.optimizer, training.schedule, training.schedule_every) == ("sgd", "garipov", "epoch")
+        assert (training.label_smoothing, training.warmup_epochs, training.precision) == (0, 0, "float32")
     assert (curve.kind, curve.bends, curve.fix_start, curve.fix_end) == ("bezier", 1, True, True)
     assert curve.t_sampling == "uniform"
     assert config.interpolation.points == 61
@@ -340,20 +343,20 @@ def test_defaults_are_left_out_of_the_identity() -> None:
     for _, _, node in NODES:
         kept = settings.fields_off_default(node())
         assert kept == {}
-    assert settings.recipe(BezierCurve()) == {}
+    assert recipe(BezierCurve()) == {}
 
 
 def test_what_differs_from_its_default_is_kept_as_plain_json() -> None:
     curve = BezierCurve(lr=0.2, kind="chain", betas=[0.8, 0.9], epochs=100)
     assert settings.fields_off_default(curve) == {"lr": 0.2, "kind": "chain", "betas": [0.8, 0.9]}
-    assert settings.recipe(curve) == {"lr": 0.2, "betas": [0.8, 0.9]}
+    assert recipe(curve) == {"lr": 0.2, "betas": [0.8, 0.9]}
     json.dumps(settings.fields_off_default(curve))
 
 
 def test_labels_and_places_are_no_identity() -> None:
-    dataset = settings.Arrays(name="other", data_dir="/a", download=True, path="/b", split_seed=3)
+    dataset = Arrays(name="other", data_dir="/a", download=True, path="/b", split_seed=3)
     assert settings.fields_off_default(dataset) == {"split_seed": 3}
-    assert settings.fields_off_default(settings.VGG(name="other")) == {}
+    assert settings.fields_off_default(VGG(name="other")) == {}
 
 
 # A digest leaves defaults out, so the defaults are part of what every digest means.

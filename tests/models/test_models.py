@@ -424,7 +424,7 @@ def test_refusals_are_one_clear_line(family, in_shape, options, message):
 # -------------------------------------------------------------------------------------------------- registry
 
 
-@pytest.mark.parametrize("config", settings.CHOICES["architecture"].values())
+@pytest.mark.parametrize("config", settings.choices("architecture").values())
 def test_builders_agree_with_the_schema(config):
     fields = {
         field.name: getattr(config(), field.name)
@@ -442,7 +442,7 @@ def test_builders_agree_with_the_schema(config):
 
 
 def test_every_family_has_a_builder():
-    assert set(models.BUILDERS) == {*settings.CHOICES["architecture"]}
+    assert set(models.BUILDERS) == {*settings.choices("architecture")}
 
 
 # ---------------------------------------------------------------------------------------------------- custom

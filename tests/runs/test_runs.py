@@ -16,11 +16,15 @@ import torch
 from cli_helpers import SPIRALS, folders, leftovers, no_pictures, ok, processes, statuses, tree
 
 from modeconn_cli import settings
+from modeconn_cli.data.options import Source, SplitBy, TwoSpirals
 from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.evaluation.options import PathOf
+from modeconn_cli.models.options import MLP
 from modeconn_cli.runs.directory import Identity, Run, claim, locate
 from modeconn_cli.runs.find import Found, find, find_all, require_done
 from modeconn_cli.runs.provenance import git_commit
-from modeconn_cli.settings import Config, Source, TwoSpirals
+from modeconn_cli.settings import Config
+from modeconn_cli.work.options import ChannelsLast, Runtime, TrackerName
 from modeconn_cli.work.plan import make_plan
 from modeconn_cli.work.reporting import Silent
 
@@ -38,7 +42,7 @@ def config(**groups: Any) -> Config:
     """A small problem; keyword arguments change fields of groups."""
     made = Config(
         dataset=TwoSpirals(name="two_spirals", source=Source.two_spirals, examples=60),
-        architecture=settings.MLP(width=4),
+        architecture=MLP(width=4),
     )
     if "seed" in groups:
         made.seed = groups.pop("seed")
@@ -58,7 +62,7 @@ ALL = {"start", "end", "interpolate", "fit-curve", "evaluate", "plot"}
 # A valid value other than the default, for fields where one cannot be made up from the type.
 OTHER: dict[str, dict[str, Any]] = {
     "dataset.validation_size": {"validation_size": 7},
-    "dataset.validation_split": {"validation_size": 7, "validation_split": settings.SplitBy.random},
+    "dataset.validation_split": {"validation_size": 7, "validation_split": SplitBy.random},
     "dataset.use_test": {"validation_size": 7, "use_test": False},
     "dataset.train_size": {"train_size": 50},
     "dataset.mean": {"mean": [0.1]},
@@ -141,18 +145,18 @@ def test_seeds_change_what_they_are_seeds_of() -> None:
     [
         ("runtime", {"device": "cpu"}),
         ("runtime", {"threads": 1}),
-        ("runtime", {"channels_last": settings.ChannelsLast.off}),
+        ("runtime", {"channels_last": ChannelsLast.off}),
         ("runtime", {"deterministic": False}),
         ("runtime", {"save_every": 1.0}),
         ("runtime", {"output_dir": "elsewhere"}),
         ("runtime", {"force": True}),
         ("runtime", {"dry_run": True}),
-        ("runtime", {"trackers": [settings.TrackerName.tensorboard]}),
+        ("runtime", {"trackers": [TrackerName.tensorboard]}),
         ("dataset", {"name": "other"}),
         ("dataset", {"data_dir": "/data"}),
         ("dataset", {"download": True}),
         ("architecture", {"name": "other"}),
-        ("interpolation", {"path": settings.PathOf.segment}),
+        ("interpolation", {"path": PathOf.segment}),
         ("interpolation", {"batch_size": 7}),
         ("interpolation", {"bootstrap": 77}),
         ("interpolation", {"confidence": 0.5}),
@@ -180,7 +184,7 @@ def test_every_runtime_field_is_tried_above() -> None:
         "dry_run",
         "trackers",
     }
-    assert {f.name for f in dataclasses.fields(settings.Runtime)} == tried
+    assert {f.name for f in dataclasses.fields(Runtime)} == tried
 
 
 def test_commands_share_their_stages() -> None:

@@ -74,8 +74,8 @@ class Net(nn.Sequential):
 
 def test_every_family_is_among_the_choices() -> None:
     nodes = {node_of("architecture", choice) for choice in CHOICES}
-    assert nodes == {*settings.CHOICES["architecture"].values()}
-    assert {*SMALL} == {*settings.CHOICES["architecture"]}
+    assert nodes == {*settings.choices("architecture").values()}
+    assert {*SMALL} == {*settings.choices("architecture")}
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from modeconn_cli.data.convert import from_torch
 from modeconn_cli.errors import UserError
-from modeconn_cli.settings import Classification, Convention, CustomTask, Likelihood, Regression
 from modeconn_cli.tasks.base import Batch, Criterion
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.tasks.make import make_task
+from modeconn_cli.tasks.options import Classification, Convention, CustomTask, Likelihood, Regression
 from modeconn_cli.tasks.regress import Regress
 
 LOSSES = """

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from modeconn_cli.data.convert import from_torch
 from modeconn_cli.errors import UserError
-from modeconn_cli.settings import Likelihood
 from modeconn_cli.tasks.base import Criterion
+from modeconn_cli.tasks.options import Likelihood
 from modeconn_cli.tasks.regress import Regress
 
 

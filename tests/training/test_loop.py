@@ -23,10 +23,10 @@ from modeconn_cli.families.bezier import Bezier, segment
 from modeconn_cli.families.chain import Chain
 from modeconn_cli.families.options import Sampling
 from modeconn_cli.families.point import Point
-from modeconn_cli.settings import Every, Optimizer, Schedule, Training
 from modeconn_cli.tasks.base import Batch, Column, Criterion
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.training.loop import Trainer, draw_epoch, steps_per_epoch
+from modeconn_cli.training.recipe import Every, Optimizer, Schedule, Training
 from modeconn_cli.training.schedules import learning_rate
 from modeconn_cli.weights import FlatModule
 

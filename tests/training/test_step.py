@@ -16,12 +16,12 @@ from modeconn_cli.families.bezier import Bezier
 from modeconn_cli.families.chain import Chain
 from modeconn_cli.families.point import Point
 from modeconn_cli.front.compose import compose
-from modeconn_cli.settings import Optimizer, Precision, Schedule, Training
 from modeconn_cli.tasks.base import Batch
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.training.device_only import DeviceOnly
 from modeconn_cli.training.loop import Trainer
 from modeconn_cli.training.precision import arithmetic
+from modeconn_cli.training.recipe import Optimizer, Precision, Schedule, Training
 from modeconn_cli.weights import FlatModule
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.reporting import Silent

@@ -12,9 +12,10 @@ import torch
 
 from modeconn_cli.errors import Interrupted
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import Config, Runtime
+from modeconn_cli.settings import Config
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.fitting import fit
+from modeconn_cli.work.options import Runtime
 from modeconn_cli.work.reporting import Silent
 from modeconn_cli.work.saving import Saver
 

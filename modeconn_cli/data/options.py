@@ -1,0 +1,112 @@
+"""What a data set can be told; data/sources.py reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from modeconn_cli.settings import LARGEST_SEED, Name, choice, option
+
+
+class Source(Name):
+    """Sources whose files are embedded, looked for or generated."""
+
+    digits = "digits"
+    two_spirals = "two_spirals"
+    fashion_mnist = "fashion_mnist"
+    mnist = "mnist"
+    kmnist = "kmnist"
+    cifar10 = "cifar10"
+    cifar100 = "cifar100"
+    svhn = "svhn"
+    arrays = "arrays"
+    custom = "custom"
+    yacht = "yacht"
+    energy = "energy"
+    concrete = "concrete"
+    airfoil = "airfoil"
+
+
+class SplitBy(Name):
+    last = "last"
+    random = "random"
+
+
+class Channels(Name):
+    auto = "auto"
+    first = "first"
+    last = "last"
+
+
+class Inputs(Name):
+    auto = "auto"
+    continuous = "continuous"
+    integers = "integers"
+
+
+INPUTS = (
+    "integers: whole numbers reach the network as they are (token ids); continuous: as real numbers, normalised; auto: "
+    "integers where rows of whole numbers from 0 are stored and the network takes them."
+)
+
+
+@dataclass
+class DatasetBase:
+    name: str = option("digits", "Label used in directory names.", identity=False)
+    source: str = option("digits", "Which reader finds and reads the files.", names="dataset")
+    test_size: int = option(0, "Examples drawn (by split_seed) as the test split, for sources that ship none.", ge=0)
+    validation_size: int = option(0, "Training examples held out as the validation split.", ge=0)
+    validation_split: SplitBy = option(SplitBy.last, "Hold out the last examples (Garipov) or a seeded random draw.")
+    split_seed: int = option(0, "Seed of every random split.", ge=0, le=LARGEST_SEED)
+    use_test: bool = option(True, "Report the test split; false reports the validation split in its place.")
+    train_size: int | None = option(None, "Keep only this many training examples (seeded draw); null keeps all.", ge=1)
+    mean: list[float] | None = option(
+        None, "Per-channel mean on the 0..1 scale; null measures it on the training split."
+    )
+    std: list[float] | None = option(None, "Per-channel standard deviation; null measures it.", gt=0)
+    shrink: int = option(1, "Make images smaller: the mean of every square of so many pixels on a side; 1: off.", ge=1)
+    pad_to: int | None = option(None, "Zero-pad images (shrunk ones) to this height and width; null leaves them.", ge=1)
+    crop_padding: int = option(0, "Augmentation: random crop after zero padding by this many pixels; 0 is off.", ge=0)
+    flip: bool = option(False, "Augmentation: horizontal flip with probability one half.")
+    data_dir: str | None = option(
+        None, "Where the files are; null looks in $MODECONN_DATA, ./data and system folders.", identity=False
+    )
+    download: bool = option(False, "Let torchvision download missing files.", identity=False)
+
+
+@choice(
+    "dataset", "digits", "fashion_mnist", "mnist", "kmnist", "cifar10", "cifar100", "svhn",
+    "yacht", "energy", "concrete", "airfoil",
+)  # fmt: skip
+@dataclass
+class Dataset(DatasetBase):
+    """A data set that is embedded or looked for: images with labels, or UCI's tables of numbers."""
+
+
+@choice("dataset", "two_spirals")
+@dataclass
+class TwoSpirals(Dataset):
+    examples: int = option(2000, "Training points, both spirals together; as many again are the test split.", ge=4)
+    turns: float = option(1.75, "Turns of each arm.", gt=0)
+    noise: float = option(0.04, "Standard deviation of the noise, in units of the outer radius.", ge=0)
+
+
+@choice("dataset", "arrays")
+@dataclass
+class Arrays(Dataset):
+    path: str = option("", "A .npz or .safetensors file with x_train, y_train, x_test, y_test.", identity=False)
+    channels: Channels = option(Channels.auto, "Where images keep their channels: first (NCHW), last (NHWC) or auto.")
+    inputs: Inputs = option(Inputs.auto, INPUTS)
+
+
+@choice("dataset", "custom")
+@dataclass
+class CustomData(Dataset):
+    target: str = option(
+        "",
+        "my_package.my_module:load or path/to/file.py:load, called for x_train, y_train, x_test, y_test by name, or "
+        "for a pair (train, test) of torch data sets.",
+    )
+    kwargs: dict[str, Any] = option({}, "Arguments of that call.")
+    channels: Channels = option(Channels.auto, "Where images keep their channels: first (NCHW), last (NHWC) or auto.")
+    inputs: Inputs = option(Inputs.auto, INPUTS)

@@ -1,0 +1,55 @@
+"""How points of a path are evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modeconn_cli.settings import Name, choice, option
+
+
+class BatchNorm(Name):
+    reestimate = "reestimate"
+    mean = "mean"
+
+
+class Renormalise(Name):
+    none = "none"
+    repair = "repair"
+    rescale = "rescale"
+
+
+class PathOf(Name):
+    curve = "curve"
+    segment = "segment"
+
+
+@choice("interpolation", "interpolation")
+@dataclass
+class Interpolation:
+    points: int = option(61, "Evenly spaced values of t, both ends included.", ge=2)
+    search_max: int = option(
+        8, "Further evaluations that search for the highest train loss between grid points; 0: none.", ge=0
+    )
+    batch_size: int = option(1000, "Examples of a forward pass; changes rounding only.", ge=1, identity=False)
+    batch_norm: BatchNorm = option(
+        BatchNorm.reestimate,
+        "At inner points: reestimate on training data, or the coefficient mean of the ends' statistics.",
+    )
+    renormalise: Renormalise = option(
+        Renormalise.none,
+        "At inner points: repair sets every layer's statistics to those between the ends' (REPAIR), rescale only its "
+        "deviations.",
+    )
+    bn_examples: int | None = option(None, "Training examples of a re-estimation (a fixed draw); null: all.", ge=2)
+    train_examples: int | None = option(
+        None, "Training examples that train_* columns are measured on (a fixed draw); null: all.", ge=2
+    )
+    bootstrap: int = option(1000, "Bootstrap resamples of the examples behind every interval.", ge=20, identity=False)
+    confidence: float = option(0.95, "Coverage of the intervals.", gt=0, lt=1, identity=False)
+    connected_below: float = option(
+        2.0,
+        "Verdict: connected when the test-error barrier (above_mean) is under this many points (Frankle 2020).",
+        gt=0,
+        identity=False,
+    )
+    path: PathOf = option(PathOf.curve, "evaluate: which path to evaluate, curve or segment.", identity=False)

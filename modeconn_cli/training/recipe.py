@@ -1,0 +1,127 @@
+"""How networks are trained: the recipe, and what endpoints have besides."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modeconn_cli.errors import UserError
+from modeconn_cli.settings import LARGEST_SEED, Name, choice, fields_off_default, keyword_option, option
+
+if TYPE_CHECKING:
+    from modeconn_cli.settings import Config
+
+
+class Optimizer(Name):
+    sgd = "sgd"
+    adam = "adam"
+    adamw = "adamw"
+
+
+class Schedule(Name):
+    constant = "constant"
+    garipov = "garipov"
+    cosine = "cosine"
+    multistep = "multistep"
+    linear = "linear"
+
+
+class Every(Name):
+    step = "step"
+    epoch = "epoch"
+
+
+class Precision(Name):
+    float32 = "float32"
+    tf32 = "tf32"
+    bfloat16 = "bfloat16"
+
+
+@dataclass
+class Training:
+    epochs: int = option(60, "Passes over the training split.", ge=1)
+    batch_size: int = option(128, "Examples of a step; the last short batch of an epoch is used too.", ge=1)
+    optimizer: Optimizer = option(Optimizer.sgd, "sgd, adam or adamw.")
+    lr: float = option(0.05, "Peak learning rate.", gt=0)
+    momentum: float = option(0.9, "SGD's momentum.", ge=0, lt=1)
+    nesterov: bool = option(False, "Nesterov momentum (SGD).")
+    betas: list[float] = option([0.9, 0.999], "Adam's and AdamW's two decay rates.", ge=0, lt=1)
+    eps: float = option(1e-8, "Adam's and AdamW's denominator term.", gt=0)
+    weight_decay: float = option(
+        5e-4, "wd in wd/2 |w|^2 (decoupled for AdamW), at the point where the loss is taken.", ge=0
+    )
+    schedule: Schedule = option(
+        Schedule.garipov, "garipov: constant to 50%, linear to 1% at 90%; or constant, cosine, multistep, linear."
+    )
+    schedule_every: Every = option(Every.epoch, "Move the learning rate every epoch (Garipov) or every step.")
+    warmup_epochs: float = option(0.0, "Linear warm-up from 0, moved every step, before the schedule.", ge=0)
+    milestones: list[float] = option(
+        [0.5, 0.75], "multistep: fractions of training after which lr is multiplied by gamma.", gt=0, lt=1
+    )
+    gamma: float = option(0.1, "multistep: the factor.", gt=0, le=1)
+    label_smoothing: float = option(
+        0.0, "Smoothing of the training targets; so is metrics.csv; evaluations never are.", ge=0, lt=1
+    )
+    precision: Precision = option(
+        Precision.float32, "float32, tf32 (CUDA matmuls and convolutions) or bfloat16 (autocast)."
+    )
+
+    def check_together(self, group: str, config: Config) -> None:
+        """Raise UserError for what one field cannot say."""
+        if self.nesterov and (self.optimizer is not Optimizer.sgd or self.momentum == 0):
+            raise UserError(f"{group}.nesterov=true needs {group}.optimizer=sgd and {group}.momentum above 0.")
+        if len(self.betas) != 2:
+            raise UserError(f"{group}.betas={self.betas} must be two numbers, as [0.9,0.999].")
+        if self.milestones != sorted(self.milestones):
+            raise UserError(f"{group}.milestones={self.milestones} must rise.")
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"{group}.warmup_epochs={self.warmup_epochs:g} leaves nothing of {group}.epochs={self.epochs}."
+            )
+
+
+@choice("endpoints", "endpoints")
+@dataclass
+@keyword_option(
+    "from",
+    "list[str] | None",
+    None,
+    "Take the endpoints from these and train none: a file, or RUN, RUN@epoch=20, RUN@step=100, RUN@t=0.3, RUN#2.",
+)
+class Endpoints(Training):
+    seeds: list[int] | None = option(
+        None, "Seeds of the endpoints; null: 2*seed and 2*seed+1, a pair no other seed shares.", ge=0, le=LARGEST_SEED
+    )
+    init_seed: int | None = option(
+        None, "One initialisation for every endpoint; null: each endpoint's own seed.", ge=0, le=LARGEST_SEED
+    )
+    data_seed: int | None = option(
+        None, "One order and augmentation for every endpoint; null: its own seed.", ge=0, le=LARGEST_SEED
+    )
+    keep_epochs: list[int] = option([], "Also keep the weights after these epochs (0 is initialisation).", ge=0)
+    keep_steps: list[int] = option([], "Also keep the weights after these gradient steps.", ge=0)
+    checkpoints: list[str] | None = option(
+        None, "Take the endpoints from these files (.pt, .safetensors) and train none."
+    )
+    init_from: str | None = option(
+        None, "Train on from this network, every endpoint with its own order: a file, or RUN, RUN@epoch=20, RUN@t=0.3."
+    )
+
+    @property
+    def references(self) -> list[str] | None:
+        """endpoints.from."""
+        found: list[str] | None = getattr(self, "from")
+        return found
+
+    def check_together(self, group: str, config: Config) -> None:
+        super().check_together(group, config)
+        late = [e for e in self.keep_epochs if e > self.epochs]
+        if late:
+            raise UserError(f"{group}.keep_epochs={late} lies after the last epoch, {group}.epochs={self.epochs}.")
+
+
+def recipe(node: Any) -> dict[str, Any]:
+    """:func:`fields_off_default` of the training fields alone, of the Training or a class made from it."""
+    names = {f.name for f in dataclasses.fields(Training)}
+    return {k: v for k, v in fields_off_default(node).items() if k in names}
