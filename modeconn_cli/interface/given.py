@@ -23,7 +23,7 @@ from modeconn_cli.models.external import check_answers
 from modeconn_cli.settings import Config
 from modeconn_cli.tasks.base import Batch, Column, Criterion, Task
 from modeconn_cli.tasks.custom import Custom
-from modeconn_cli.tasks.make import make_task, targets_of
+from modeconn_cli.tasks.make import make_task
 from modeconn_cli.tasks.options import Regression, TaskBase
 from modeconn_cli.tasks.outputs import tensor_of
 
@@ -113,7 +113,7 @@ def _inputs(x: NDArray[Any], dtype: torch.dtype) -> Tensor:
 
 
 def _targets(ys: list[NDArray[Any]], config: Config) -> tuple[list[Tensor], int | None]:
-    wanted = targets_of(config.task)
+    wanted = config.task.targets
     if wanted != "numbers" and all(y.dtype.kind in "iu" and y.ndim == 1 for y in ys):
         lowest = min(int(y.min()) for y in ys)
         if lowest < 0:

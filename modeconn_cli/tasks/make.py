@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from modeconn_cli.data.arrays import Targets
 from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.barriers import CONVENTIONS
-from modeconn_cli.targets import Target
 from modeconn_cli.tasks.base import Criterion, Task
-from modeconn_cli.tasks.classify import Classify
-from modeconn_cli.tasks.custom import Custom
-from modeconn_cli.tasks.options import CustomTask, Regression, TaskBase
-from modeconn_cli.tasks.regress import Regress
-
-WANTED: dict[str, Targets] = {"auto": "auto", "classify": "classes", "regress": "numbers", "custom": "floats"}
-
-
-def targets_of(settings: TaskBase) -> Targets:
-    """What the targets of arrays are to be read as."""
-    return WANTED.get(str(settings.kind), "auto")
+from modeconn_cli.tasks.options import TaskBase
 
 
 def make_task(settings: TaskBase, data: Data, connected_below: float) -> Task:
-    """The task that settings describe.
+    """The task that settings describe, with the verdict that they ask for.
 
     Args:
         data: on the CPU.
@@ -34,25 +21,7 @@ def make_task(settings: TaskBase, data: Data, connected_below: float) -> Task:
     Raises:
         UserError: the data's targets are not what the task learns, or it has no such column for its verdict.
     """
-    kind = str(settings.kind)
-    labels = data.classes is not None
-    task: Task
-    make: Any = getattr(settings, "make", None)  # a task from outside this package makes itself
-    if make is not None:
-        task = make(data)
-    elif isinstance(settings, CustomTask):
-        target = Target(settings.target, "task")
-        task = Custom.of(data, target, settings.kwargs, settings.outputs, settings.normalise)
-    elif kind == "regress" or (kind == "auto" and not labels):
-        if labels:
-            raise UserError("task=regress learns numbers, and this data set's targets are classes: use task=classify.")
-        asked = settings if isinstance(settings, Regression) else Regression()
-        task = Regress.of(data, asked.likelihood, asked.delta, asked.normalise, asked.unit)
-    else:
-        if not labels:
-            raise UserError("task=classify learns classes, and this data set's targets are numbers: use task=regress.")
-        task = Classify(data, verdict=Criterion("error", "above_mean", connected_below))
-    return _judged(task, settings)
+    return _judged(settings.make(data, connected_below), settings)
 
 
 def _judged(task: Task, settings: TaskBase) -> Task:

@@ -1,11 +1,17 @@
-"""What a task can be told."""
+"""What a task can be told. What it is made with is imported when it is made, so that asking for options is quick."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from modeconn_cli.errors import UserError
 from modeconn_cli.settings import Name, choice, option
+
+if TYPE_CHECKING:
+    from modeconn_cli.data.arrays import Targets
+    from modeconn_cli.data.dataset import Data
+    from modeconn_cli.tasks.base import Task
 
 
 class Convention(Name):
@@ -23,6 +29,8 @@ class Likelihood(Name):
 
 @dataclass
 class TaskBase:
+    """What is learnt, and when a path connects. A class registered by ``@choice("task", name)`` derives from it."""
+
     kind: str = option("auto", "What is learnt from the data's targets.", names="task")
     verdict_column: str | None = option(
         None, "Column whose barrier on the test split decides whether a path connects; null: the task's own.",
@@ -36,11 +44,40 @@ class TaskBase:
         identity=False,
     )  # fmt: skip
 
+    @property
+    def targets(self) -> Targets:
+        """What the targets of arrays are to be read as."""
+        return "auto"
+
+    def make(self, data: Data, connected_below: float) -> Task:
+        """The task on data as read, on the CPU, with a verdict of its own.
+
+        connected_below: points of error below which a classifier's path connects.
+
+        Raises:
+            UserError: the data's targets are not what the task learns.
+        """
+        raise NotImplementedError
+
 
 @choice("task", "auto", "classify")
 @dataclass
 class Classification(TaskBase):
     """Labels are classes; auto: where targets are numbers and not labels, what Regression does by default."""
+
+    @property
+    def targets(self) -> Targets:
+        return "auto" if self.kind == "auto" else "classes"
+
+    def make(self, data: Data, connected_below: float) -> Task:
+        from modeconn_cli.tasks.base import Criterion
+        from modeconn_cli.tasks.classify import Classify
+
+        if data.classes is not None:
+            return Classify(data, verdict=Criterion("error", "above_mean", connected_below))
+        if self.kind == "auto":
+            return Regression().make(data, connected_below)
+        raise UserError("task=classify learns classes, and this data set's targets are numbers: use task=regress.")
 
 
 @choice("task", "regress")
@@ -56,6 +93,17 @@ class Regression(TaskBase):
     )
     unit: str = option("", "Unit of the targets, for tables and axes.", identity=False)
 
+    @property
+    def targets(self) -> Targets:
+        return "numbers"
+
+    def make(self, data: Data, connected_below: float) -> Task:
+        from modeconn_cli.tasks.regress import Regress
+
+        if data.classes is not None:
+            raise UserError("task=regress learns numbers, and this data set's targets are classes: use task=classify.")
+        return Regress.of(data, self.likelihood, self.delta, self.normalise, self.unit)
+
 
 @choice("task", "custom")
 @dataclass
@@ -68,3 +116,13 @@ class CustomTask(TaskBase):
     kwargs: dict[str, Any] = option({}, "Arguments that a class is made with.")
     outputs: int | None = option(None, "Numbers a network gives an example; null: one a target, or one a class.", ge=1)
     normalise: bool = option(False, "Targets of mean 0 and deviation 1, as measured on the training split.")
+
+    @property
+    def targets(self) -> Targets:
+        return "floats"
+
+    def make(self, data: Data, connected_below: float) -> Task:
+        from modeconn_cli.targets import Target
+        from modeconn_cli.tasks.custom import Custom
+
+        return Custom.of(data, Target(self.target, "task"), self.kwargs, self.outputs, self.normalise)

@@ -24,7 +24,7 @@ from modeconn_cli.models import build as models
 from modeconn_cli.settings import Config, fields_off_default
 from modeconn_cli.targets import Target
 from modeconn_cli.tasks.base import Task
-from modeconn_cli.tasks.make import make_task, targets_of
+from modeconn_cli.tasks.make import make_task
 from modeconn_cli.tracking import Trackers
 from modeconn_cli.training.precision import set_tf32
 from modeconn_cli.training.recipe import Training
@@ -92,7 +92,7 @@ class Context:
 
     @cached_property
     def data_on_host(self) -> Data:
-        dataset, wanted = self.config.dataset, targets_of(self.config.task)
+        dataset, wanted = self.config.dataset, self.config.task.targets
         found = self.recent("read", f"{self.checksum} {dataset} {wanted}", lambda: data.load(dataset, wanted))
         asked = getattr(dataset, "inputs", Inputs.auto)
         return found if asked == Inputs.integers or self._takes_integers(found) else found.continuous()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from modeconn_cli import settings
 from modeconn_cli.data.convert import from_torch
 from modeconn_cli.errors import UserError
 from modeconn_cli.tasks.base import Batch, Criterion
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.tasks.make import make_task
-from modeconn_cli.tasks.options import Classification, Convention, CustomTask, Likelihood, Regression
+from modeconn_cli.tasks.options import Classification, Convention, CustomTask, Likelihood, Regression, TaskBase
 from modeconn_cli.tasks.regress import Regress
 
 LOSSES = """
@@ -196,3 +199,21 @@ def test_the_verdict_can_be_set(make_data):
         make_task(Classification(verdict_column="eror"), make_data(), 2.0)
     with pytest.raises(UserError, match=r"verdict_column=nll needs task.verdict_below"):
         make_task(Classification(verdict_column="nll"), make_data(), 2.0)
+
+
+def test_a_task_from_outside_makes_itself(monkeypatch, make_data):
+    monkeypatch.setitem(settings.CHOICES, "task", {**settings.choices("task")})
+
+    @settings.choice("task", "nearest")
+    @dataclass
+    class Nearest(TaskBase):
+        below: float = settings.option(0.5, "Threshold of its verdict.")
+
+        def make(self, data, connected_below):
+            return Classify(data, verdict=Criterion("nll", "above_max", self.below))
+
+    asked = settings.named_choice(TaskBase(kind="nearest"), "task")
+    assert make_task(asked, make_data(), 2.0).verdict == Criterion("nll", "above_max", 0.5)
+    asked.verdict_below = 0.25
+    assert make_task(asked, make_data(), 2.0).verdict.below == 0.25
+    assert asked.targets == "auto"
