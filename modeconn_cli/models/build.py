@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.models import convfc, external, mlp, preresnet, resnet, vgg, vit, wrn
+from modeconn_cli.models.external import check_answers
+from modeconn_cli.settings import choices
 from modeconn_cli.targets import Target
-
-__all__ = ["BUILDERS", "build", "source_checksum"]
 
 
 def source_checksum(target: str) -> str:
     """SHA-256, in hex, of the source file of a network of one's own; the file is not run."""
     return Target(target, "architecture").checksum
-
-
-BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": mlp.build,
-    "convfc": convfc.build,
-    "vgg": vgg.build,
-    "resnet": resnet.build,
-    "preresnet": preresnet.build,
-    "wrn": wrn.build,
-    "vit": vit.build,
-    "torchvision": external.build_torchvision,
-    "custom": external.build_custom,
-}
-FROM_ELSEWHERE = ("torchvision", "custom")  # tried on two examples, for nothing else says what they take and answer
 
 
 def build(
@@ -46,20 +30,21 @@ def build(
     """A freshly initialised network; only torch's global random generator decides its weights.
 
     Args:
-        family: a key of :data:`BUILDERS`.
+        family: the name of a registered choice of architecture.
         in_shape: (channels, height, width) of the images or (features,) of the vectors.
         classes: number of outputs an example: logits, or the values of a regression.
         answers: shapes that a network from elsewhere may answer one example with; empty: any; None: (classes,).
         largest: of inputs that are integers, the largest; None: inputs are real numbers.
-        options: that family's fields in ``settings.py``, other than name and family.
+        options: that choice's fields, other than name and family.
 
     Raises:
         UserError: no such family or option, or the options do not suit each other or the data.
     """
-    if family not in BUILDERS:
-        hint = _hint(family, BUILDERS)
-        raise UserError(f"there is no architecture family {family!r}{hint}: use {', '.join(BUILDERS)}")
-    builder = BUILDERS[family]
+    known: dict[str, Any] = choices("architecture")
+    if family not in known:
+        hint = _hint(family, known)
+        raise UserError(f"there is no architecture family {family!r}{hint}: use {', '.join(known)}")
+    builder, tried = known[family].builder(), known[family].tried
     allowed = {
         name: None
         for name, parameter in inspect.signature(builder).parameters.items()
@@ -71,15 +56,16 @@ def build(
                 f"{family} has no option {option!r}{_hint(option, allowed)}: "
                 + (f"use {', '.join(allowed)}" if allowed else "it takes none")
             )
-    if largest is not None and family not in FROM_ELSEWHERE:
+    if largest is not None and not tried:
         raise UserError(
             f"{family} computes with real numbers, and this data set's inputs are integers (token ids): use "
             "architecture=custom with an embedding, or dataset.inputs=continuous"
         )
     net = builder(tuple(in_shape), classes, **options)
-    if family in FROM_ELSEWHERE:
-        label = str(options.get("target", "")) or f"torchvision's {options.get('model', 'resnet18')}"
-        external.check_answers(net, label, tuple(in_shape), ((classes,),) if answers is None else answers, largest)
+    if tried:
+        theirs = f"torchvision's {options.get('model', 'resnet18')}"
+        label = theirs if family == "torchvision" else str(options.get("target") or family)
+        check_answers(net, label, tuple(in_shape), ((classes,),) if answers is None else answers, largest)
     return net
 
 

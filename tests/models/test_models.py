@@ -19,6 +19,8 @@ from torch import nn
 from modeconn_cli import settings
 from modeconn_cli.errors import UserError
 from modeconn_cli.models import build as models
+from modeconn_cli.models import preresnet, resnet, vit
+from modeconn_cli.models.options import Architecture
 from modeconn_cli.torchvision_compat import import_torchvision
 
 CIFAR = (3, 32, 32)
@@ -126,7 +128,7 @@ def test_preresnet_size(depth, exact):
 
 def test_preresnet_of_basic_blocks():
     blocks = models.build("preresnet", CIFAR, 10, depth=14).blocks
-    assert [type(block) for block in blocks] == [models.preresnet.BasicBlock] * 6
+    assert [type(block) for block in blocks] == [preresnet.BasicBlock] * 6
 
 
 def test_wrn_28_10_size():
@@ -247,7 +249,7 @@ def test_digits_images_suit_the_residual_networks():
 
 def test_option_a_shortcut_subsamples_and_pads_with_zeros():
     x = torch.arange(2 * 16.0).reshape(1, 2, 4, 4)
-    shortcut = models.resnet.OptionAShortcut(new_channels=2, stride=2)
+    shortcut = resnet.OptionAShortcut(new_channels=2, stride=2)
     assert list(shortcut.parameters()) == []
     assert torch.equal(shortcut(x)[:, :2], x[:, :, ::2, ::2])
     assert torch.equal(shortcut(x)[:, 2:], torch.zeros(1, 2, 2, 2))
@@ -268,7 +270,7 @@ def test_resnet_without_norm_keeps_its_scale_at_any_depth():
 
 
 def test_attention_is_multi_head_attention():
-    attention = models.vit.Attention(dim=12, heads=3)
+    attention = vit.Attention(dim=12, heads=3)
     reference = nn.MultiheadAttention(12, 3, batch_first=True)
     with torch.no_grad():
         layers = (attention.query, attention.key, attention.value)
@@ -431,7 +433,7 @@ def test_builders_agree_with_the_schema(config):
         for field in dataclasses.fields(config)
         if field.name not in ("name", "family")
     }
-    parameters = inspect.signature(models.BUILDERS[str(config().family)]).parameters
+    parameters = inspect.signature(config.builder()).parameters
     defaults = {
         name: parameter.default
         for name, parameter in parameters.items()
@@ -441,8 +443,24 @@ def test_builders_agree_with_the_schema(config):
     assert defaults == fields
 
 
-def test_every_family_has_a_builder():
-    assert set(models.BUILDERS) == {*settings.choices("architecture")}
+def test_an_architecture_from_outside_is_built_and_tried(monkeypatch):
+    monkeypatch.setitem(settings.CHOICES, "architecture", {**settings.choices("architecture")})
+
+    def linear(in_shape, classes, *, extra=0):
+        return nn.Linear(in_shape[0], classes + extra)
+
+    @settings.choice("architecture", "linear")
+    @dataclasses.dataclass
+    class Linear(Architecture):
+        extra: int = settings.option(0, "Outputs too many.")
+
+        @staticmethod
+        def builder():
+            return linear
+
+    assert models.build("linear", (3,), 5)(torch.zeros(2, 3)).shape == (2, 5)
+    with pytest.raises(UserError, match=r"linear answers two examples of shape \(3,\) with \(2, 6\)"):
+        models.build("linear", (3,), 5, extra=1)
 
 
 # ---------------------------------------------------------------------------------------------------- custom
