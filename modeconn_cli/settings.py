@@ -23,6 +23,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from modeconn_cli.errors import UserError
@@ -103,10 +104,16 @@ def choice(group: str, *names: str) -> Callable[[type[T]], type[T]]:
 def choices(group: str) -> dict[str, type]:
     """The registered choices of a group, those of this package imported first."""
     if group in ROOMS:
-        package = importlib.import_module(ROOMS[group])
-        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-            importlib.import_module(f"{package.__name__}.{module.name}")
+        _import_room(ROOMS[group])
     return CHOICES.get(group, {})
+
+
+@cache
+def _import_room(name: str) -> None:
+    """Import a module, and all modules of a package, once: a configuration asks for choices over and over."""
+    room = importlib.import_module(name)
+    for module in pkgutil.iter_modules(getattr(room, "__path__", [])):
+        importlib.import_module(f"{room.__name__}.{module.name}")
 
 
 def named_choice(node: Any, group: str) -> Any:
