@@ -16,8 +16,8 @@ ALIGNMENT = 128  # floats, where a GPU reads in whole lines
 class FlatModule:
     """A module whose trainable parameters lie side by side in one vector.
 
-    Coordinates are the parameters that require gradients, in the module's own order, tied ones once. Frozen
-    parameters and buffers are not coordinates.
+    Coordinates are the parameters that require gradients, in the module's own order, tied ones once; of a complex one,
+    the real and the imaginary parts. Frozen parameters and buffers are not coordinates.
 
     On a GPU each parameter begins at a multiple of ALIGNMENT, after zeros that stay zero, and convolutions' weights
     lie channels-last where batches do: its kernels are slower, or other ones, anywhere else. :meth:`views`,
@@ -25,7 +25,7 @@ class FlatModule:
 
     Attributes:
         point: (P,) the coordinates; writing to it moves the network.
-        size: how many of P are coordinates; on a CPU, all.
+        size: how many of P are coordinates; on a CPU, all, but for a zero that may stand before complex ones.
         channels_last: whether image batches are laid out NHWC in memory before they enter.
     """
 
@@ -33,7 +33,7 @@ class FlatModule:
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         if not named:
             raise UserError("this network has no trainable parameters, so there is no weight space to move in.")
-        kinds = {(p.dtype, p.device) for _, p in named}
+        kinds = {(p.dtype.to_real(), p.device) for _, p in named}
         if len(kinds) > 1:
             raise UserError(f"parameters must share one type and device; found {sorted(map(str, kinds))}.")
         self.module = module
@@ -41,13 +41,15 @@ class FlatModule:
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
         self.shapes = [p.shape for p in self.parameters]
-        self.size = sum(p.numel() for p in self.parameters)
+        self._counts = [p.numel() * (2 if p.is_complex() else 1) for p in self.parameters]
+        self.size = sum(self._counts)
         self._alignment = alignment or (ALIGNMENT if self.parameters[0].device.type == "cuda" else 1)
         ends = [0]
         self._starts = []
-        for p in self.parameters:
-            self._starts.append(-(-ends[-1] // self._alignment) * self._alignment)
-            ends.append(self._starts[-1] + p.numel())
+        for p, count in zip(self.parameters, self._counts, strict=True):
+            at = max(self._alignment, 2) if p.is_complex() else self._alignment  # where pairs can be read as one number
+            self._starts.append(-(-ends[-1] // at) * at)
+            ends.append(self._starts[-1] + count)
         self._length = ends[-1]
         self.point = self._fill([p.detach() for p in self.parameters], self.parameters[0])
         self.bind(self.point)
@@ -61,9 +63,11 @@ class FlatModule:
     def views(self, vector: Tensor) -> list[Tensor]:
         """One view into a (P,) vector for each parameter, of that parameter's shape."""
         found = []
-        for start, shape in zip(self._starts, self.shapes, strict=True):
-            part = vector[start : start + shape.numel()]
-            if self._alignment > 1 and self.channels_last and len(shape) == 4:
+        for start, count, shape in zip(self._starts, self._counts, self.shapes, strict=True):
+            part = vector[start : start + count]
+            if count > shape.numel():
+                found.append(torch.view_as_complex(part.view(*shape, 2)))
+            elif self._alignment > 1 and self.channels_last and len(shape) == 4:
                 found.append(part.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2))
             else:
                 found.append(part.view(shape))
@@ -110,7 +114,7 @@ class FlatModule:
         return self._fill([state[n] for n in self.names], self.point)
 
     def _fill(self, values: Sequence[Tensor], like: Tensor) -> Tensor:
-        vector = torch.zeros(self._length, dtype=like.dtype, device=like.device)
+        vector = torch.zeros(self._length, dtype=like.dtype.to_real(), device=like.device)
         for view, value in zip(self.views(vector), values, strict=True):
             view.copy_(value)
         return vector

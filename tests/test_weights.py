@@ -440,3 +440,49 @@ def test_aligned_convolutions_are_channels_last_where_batches_are():
         net = FlatModule(conv_bn()[0], channels_last, alignment=128)
         weight = net.module[0].weight
         assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+# ------------------------------------------------------------------------------------------- complex parameters
+
+
+class Fourier(nn.Module):
+    """Real and complex weights side by side, an odd number of real ones before the first complex one."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(3))
+        self.a = nn.Parameter(torch.randn(3, 4, dtype=torch.cfloat))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.tanh((self.scale * x).to(torch.cfloat) @ self.a).abs())
+
+
+def test_a_complex_weight_is_two_coordinates():
+    torch.manual_seed(0)
+    module = Fourier()
+    plain = copy.deepcopy(module)
+    net = FlatModule(module)
+    assert net.point.dtype == torch.float32
+    assert net.size == 3 + 2 * 12 + 10
+    assert net.point.square().sum() == pytest.approx(sum(p.abs().square().sum().item() for p in plain.parameters()))
+    again = net.named(net.flatten(net.state()))
+    assert all(torch.equal(again[n], p) for n, p in plain.named_parameters())
+    x = torch.randn(5, 3)
+    assert torch.equal(net(x), plain(x))
+
+
+def test_descent_along_the_flat_gradient_of_complex_weights_is_torchs_own():
+    torch.manual_seed(0)
+    module, x = Fourier(), torch.randn(6, 3)
+    plain = copy.deepcopy(module)
+    net = FlatModule(module)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, weight_decay=0.01)
+    plain(x).square().mean().backward()
+    optimizer.step()
+    gradients = net.gradients(net(x).square().mean())
+    flat = torch.zeros_like(net.point)
+    torch._foreach_copy_(net.views(flat), gradients)
+    net.point.sub_(flat + 0.01 * net.point, alpha=0.1)
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(module.get_parameter(name).detach(), p.detach())
