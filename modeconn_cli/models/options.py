@@ -55,6 +55,7 @@ class MLP(OfThisPackage):
     width: int = option(128, "Units of every hidden layer.", ge=1)
     depth: int = option(3, "Hidden layers; a network of n linear layers has n - 1.", ge=0)
     activation: Activation = option(Activation.relu, "Non-linearity after every hidden layer.")
+    norm: Norm = option(Norm.none, "Normalisation before every non-linearity: batch, layer or none.")
 
     @staticmethod
     def builder() -> Callable[..., nn.Module]:

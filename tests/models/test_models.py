@@ -156,6 +156,9 @@ def test_convfc_size():
 def test_mlp_size():
     assert count("mlp", MNIST, width=300, depth=2) == linear(784, 300) + linear(300, 300) + linear(300, 10)
     assert count("mlp", (2,), depth=0) == linear(2, 10)
+    hidden = 784 * 300 + 300 * 300
+    assert count("mlp", MNIST, width=300, depth=2, norm="batch") == hidden + 2 * 2 * 300 + linear(300, 10)
+    assert count("mlp", MNIST, width=300, depth=2, norm="layer") == hidden + 2 * 3 * 300 + linear(300, 10)
 
 
 def test_width_multiplies_channels():
@@ -169,6 +172,8 @@ def test_width_multiplies_channels():
 
 SMALL = {
     "mlp": {"width": 16, "activation": "gelu"},
+    "mlp-batch": {"width": 16, "norm": "batch"},
+    "mlp-layer": {"width": 16, "norm": "layer"},
     "convfc": {},
     "vgg": {"depth": 11, "width": 0.125, "batch_norm": True},
     "vgg-plain": {"depth": 19, "width": 0.125},
@@ -327,7 +332,8 @@ REFUSALS = [
         "vit cannot share dim 100 among 3 heads: set architecture.dim to a multiple of heads, such as 102",
     ),
     ("mlp", CIFAR, {"activation": "swish"}, "mlp has no activation 'swish': use relu, gelu, tanh"),
-    ("mlp", CIFAR, {"widht": 3}, "mlp has no option 'widht' (did you mean width?): use width, depth, activation"),
+    ("mlp", CIFAR, {"norm": "group"}, "mlp has no norm 'group': set architecture.norm to batch, layer, none"),
+    ("mlp", CIFAR, {"widht": 3}, "mlp has no option 'widht' (did you mean width?): use width, depth, activation, norm"),
     ("convfc", CIFAR, {"depth": 3}, "convfc has no option 'depth': it takes none"),
     ("resnets", CIFAR, {}, "there is no architecture family 'resnets' (did you mean resnet?): use mlp, convfc"),
     (
