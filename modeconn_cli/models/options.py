@@ -18,6 +18,24 @@ class Norm(Name):
     none = "none"
 
 
+class ImageNorm(Name):
+    batch = "batch"
+    layer = "layer"
+    layer2d = "layer2d"
+    none = "none"
+
+
+class Shortcut(Name):
+    pad = "pad"
+    conv1x1 = "conv1x1"
+    conv3x3 = "conv3x3"
+
+
+class Classifier(Name):
+    hidden = "hidden"
+    linear = "linear"
+
+
 class Activation(Name):
     relu = "relu"
     gelu = "gelu"
@@ -80,6 +98,9 @@ class VGG(OfThisPackage):
     depth: int = option(16, "11, 13, 16 or 19.")
     batch_norm: bool = option(False, "BatchNorm after every convolution.")
     width: float = option(1.0, "Multiplier of every convolution's channels.", gt=0)
+    classifier: Classifier = option(
+        Classifier.hidden, "After the convolutions: two hidden layers of 512 with dropout (hidden), or one linear map."
+    )
 
     @staticmethod
     def builder() -> Callable[..., nn.Module]:
@@ -93,7 +114,15 @@ class VGG(OfThisPackage):
 class ResNet(OfThisPackage):
     depth: int = option(20, "6n + 2: 20, 32, 44, 56 or 110.", ge=8)
     width: float = option(1.0, "Multiplier of the 16, 32, 64 channels.", gt=0)
-    norm: Norm = option(Norm.batch, "Normalisation after every convolution: batch, layer or none.")
+    norm: ImageNorm = option(
+        ImageNorm.batch,
+        "Normalisation after every convolution: batch; layer, over channels and pixels together (GroupNorm of one "
+        "group); layer2d, over the channels of every pixel, with biases before it; or none.",
+    )
+    shortcut: Shortcut = option(
+        Shortcut.pad,
+        "Where a block changes the shape: pad (subsampled, new channels zero), or conv1x1 or conv3x3 with a norm.",
+    )
 
     @staticmethod
     def builder() -> Callable[..., nn.Module]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from modeconn_cli import settings
 from modeconn_cli.errors import UserError
+from modeconn_cli.front.compose import compose
 from modeconn_cli.models import build as models
 from modeconn_cli.models import preresnet, resnet, vit
 from modeconn_cli.models.options import Architecture
@@ -107,6 +108,89 @@ def test_resnet_size(depth):
     assert count("resnet", depth=depth, norm="none") == exact - channels
 
 
+@pytest.mark.parametrize("width", [1, 4])
+def test_resnet_with_convolutions_as_shortcuts_size(width):
+    """293 thousand parameters at width 1, where option A has 270: two more convolutions, each with its norm."""
+    a, b, c = 16 * width, 32 * width, 64 * width
+    for shortcut, kernel in (("conv1x1", 1), ("conv3x3", 3)):
+        more = conv(a, b, kernel, False) + conv(b, c, kernel, False) + 2 * (b + c)
+        assert count("resnet", width=width, shortcut=shortcut) == count("resnet", width=width) + more
+    exact = {1: (292_954, 293_738), 4: (4_655_434, 4_658_570)}[width]  # counted in the authors' code
+    assert count("resnet", width=width, shortcut="conv3x3") == exact[0]
+    assert count("resnet", width=width, shortcut="conv3x3", norm="layer2d") == exact[1]
+
+
+def reference_resnet(state, x):
+    """Jordan et al.'s ResNet with norms in evaluation mode, from the equations, in the tensors' own order."""
+    tensors = iter(state.values())
+
+    def conv_norm(x, stride, batch):
+        weight = next(tensors)
+        bias = None if batch else next(tensors)
+        x = F.conv2d(x, weight, bias, stride, padding=1)
+        scale, shift = next(tensors), next(tensors)
+        if batch:
+            mean, variance, _ = next(tensors), next(tensors), next(tensors)
+            x = (x - mean.view(-1, 1, 1)) / (variance.view(-1, 1, 1) + 1e-5).sqrt()
+        else:
+            x = x - x.mean(1, keepdim=True)
+            x = x / x.std(1, keepdim=True, correction=0)
+        return x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+
+    batch = "norm1.running_mean" in state
+    x = conv_norm(x, 1, batch).relu()
+    for stage in range(3):
+        for block in range(3):
+            stride = 2 if stage and not block else 1
+            out = conv_norm(conv_norm(x, stride, batch).relu(), 1, batch)
+            x = (out + (conv_norm(x, stride, batch) if stride == 2 else x)).relu()
+    weight, bias = next(tensors), next(tensors)
+    return x.mean((2, 3)) @ weight.T + bias
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer2d"])
+def test_resnet20_conv_is_the_published_network(norm):
+    net = models.build("resnet", CIFAR, 10, shortcut="conv3x3", norm=norm, width=0.5).double().eval()
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5) if "var" in name or tensor.dim() == 1 else tensor.uniform_(-0.3, 0.3)
+        x = torch.randn(2, *CIFAR, dtype=torch.float64)
+        torch.testing.assert_close(net(x), reference_resnet(net.state_dict(), x), rtol=1e-4, atol=1e-6)
+
+
+def test_presets_of_the_renormalised_networks():
+    (job,) = compose(["architecture=resnet20_conv"])
+    assert (job.config.architecture.shortcut, job.config.architecture.depth) == ("conv3x3", 20)
+    (job,) = compose(["architecture=vgg11_linear"])
+    assert (job.config.architecture.classifier, job.config.architecture.depth) == ("linear", 11)
+    convs = sum(conv(a, b, 3, bias=True) for a, b in pairwise([3, *VGG_COLUMNS[11]]))
+    assert count("vgg", depth=11, classifier="linear") == convs + linear(512, 10)
+
+
+INITIAL_SUMS = {  # of absolute values, PyTorch 2.13 on a CPU
+    "mlp": 262.34801207839155,
+    "vgg": 7675.127782479672,
+    "resnet": 4281.701890766246,
+    "resnet-layer": 4281.701890766246,
+}
+
+
+def test_initial_weights_are_what_they_were():
+    """Sums over every weight of seed 0, so that an option added later moves no stored network."""
+    sums = {}
+    for name, options in (
+        ("mlp", {"width": 8}),
+        ("vgg", {"depth": 11, "width": 0.125}),
+        ("resnet", {"depth": 8}),
+        ("resnet-layer", {"depth": 8, "norm": "layer"}),
+    ):
+        torch.manual_seed(0)
+        net = models.build(name.partition("-")[0], CIFAR, 10, **options)
+        sums[name] = sum(float(p.detach().double().abs().sum()) for p in net.parameters())
+    assert sums == pytest.approx(INITIAL_SUMS, rel=1e-9)
+
+
 def preresnet_formula(depth, classes):
     """He et al. 2016b, bottlenecks (1x1, 3x3, 1x1) with a BatchNorm of each convolution's input."""
     n = (depth - 2) // 9
@@ -180,6 +264,9 @@ SMALL = {
     "resnet": {"depth": 8},
     "resnet-layer": {"depth": 8, "norm": "layer", "width": 0.5},
     "resnet-none": {"depth": 14, "norm": "none"},
+    "resnet-conv3x3": {"depth": 8, "norm": "layer2d", "shortcut": "conv3x3", "width": 0.5},
+    "resnet-conv1x1": {"depth": 8, "norm": "none", "shortcut": "conv1x1", "width": 0.5},
+    "vgg-linear": {"depth": 11, "width": 0.125, "classifier": "linear"},
     "preresnet": {"depth": 47},
     "preresnet-basic": {"depth": 14},
     "wrn": {"depth": 10, "widen": 2, "dropout": 0.3},
@@ -304,7 +391,19 @@ REFUSALS = [
         "resnet has no depth 18, it must be 6n + 2: set architecture.depth to 20, 32, 44, 56 or 110",
     ),
     ("resnet", CIFAR, {"depth": 2}, "resnet has no depth 2,"),
-    ("resnet", CIFAR, {"norm": "group"}, "resnet has no norm 'group': set architecture.norm to batch, layer, none"),
+    (
+        "resnet",
+        CIFAR,
+        {"norm": "group"},
+        "resnet has no norm 'group': set architecture.norm to batch, layer, layer2d, none",
+    ),
+    (
+        "resnet",
+        CIFAR,
+        {"shortcut": "B"},
+        "resnet has no shortcut 'B': set architecture.shortcut to pad, conv1x1, conv3x3",
+    ),
+    ("vgg", CIFAR, {"classifier": "mlp"}, "vgg has no classifier 'mlp': set architecture.classifier to hidden, linear"),
     (
         "preresnet",
         CIFAR,
