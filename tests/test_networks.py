@@ -200,4 +200,6 @@ def test_what_unfinished_work_is_trained_on_from_is_kept(tmp_path: Path) -> None
     begun.mkdir(parents=True)
     (begun / "provenance.json").write_text(json.dumps({"kind": "endpoint", "upstream": [str(parent.folder)]}))
     other = made(tmp_path, "train-endpoints", "other-2222", {"kind": "endpoint", "upstream": []}, CHECKPOINT)
-    assert [r.run for r in removable(tmp_path, ["tuned"])] == [other]
+    for folder in (parent.folder, begun, other.folder):
+        (folder / "config.yaml").write_text("seed: 0\narchitecture: {}\nruntime: {}\n")
+    assert [r.run for r in removable(tmp_path, {"train-endpoints"}, ["tuned"])] == [other]

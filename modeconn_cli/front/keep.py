@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from modeconn_cli.front.flags import AsJson, OutputDir
-from modeconn_cli.front.session import print_json
+from modeconn_cli.front.session import complain, print_json
 from modeconn_cli.runs.find import find, removable, remove
 
 
@@ -67,22 +67,27 @@ def runs_gc(
         typer.Option("--keep", help="Keep only runs with this in STAGE/NAME, and what they are built on; repeatable."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing.")] = False,
     output_dir: OutputDir = Path("outputs"),
     as_json: AsJson = False,
 ) -> None:
     """Remove what no kept run needs, after showing it. Without --keep: replaced versions and damaged runs."""
     from modeconn_cli.front import browse
+    from modeconn_cli.work.stage import stage_names
 
-    going = removable(output_dir, keep or [])
+    going = removable(output_dir, stage_names(), keep or [])
     sizes = {removal.run: removal.run.size() for removal in going}
     if not as_json:
         browse.show_removals(going, sizes, output_dir)
-    ask = not yes and going and not as_json and sys.stdin.isatty()
-    sure = yes or (ask and typer.confirm("Remove them?"))
-    for removal in going if sure else []:
-        remove(removal.run)
+    asks = not (yes or dry_run or as_json) and going and sys.stdin is not None and sys.stdin.isatty()
+    sure = (yes and not dry_run) or (asks and typer.confirm("Remove them?"))
+    kept = [removal for removal in going if sure and not remove(removal.run)]
+    for removal in kept:
+        complain(f"{removal.run.folder} is in use by now and stays.")
+    going = [removal for removal in going if removal not in kept]
     if as_json:
         rows = [{"directory": str(r.run.folder), "why": r.why, "bytes": sizes[r.run]} for r in going]
-        print_json({"command": "runs gc", "removed": bool(sure), "bytes": sum(sizes.values()), "runs": rows})
+        size = sum(sizes[r.run] for r in going)
+        print_json({"command": "runs gc", "removed": bool(sure), "bytes": size, "runs": rows})
     elif going:
         print("removed." if sure else "nothing was removed; --yes removes them.")

@@ -219,6 +219,6 @@ def symmetries(
 
 def _shape(text: str) -> tuple[int, ...]:
     sizes = text.replace("x", ",").split(",")
-    if not all(s.strip().isdigit() and int(s) for s in sizes):
+    if not all(s.strip().isdecimal() and int(s) for s in sizes):
         raise UserError(f"--input {text} is not a shape; give the sizes of one input, as 3,224,224.")
     return tuple(map(int, sizes))

@@ -50,7 +50,7 @@ def choose_measured(root: Path, wanted: Sequence[str], everything: bool = False)
                 f"{origin.folder}: no path between its endpoints has been measured; "
                 f"`modeconn {first_command().name}` does it."
             )
-    newest = {(r.stage, r.name): r for r in sorted(fitting, key=lambda r: int(r.version[1:]))}
+    newest = {(r.stage, r.name): r for r in sorted(fitting, key=lambda r: r.number)}
     return sorted(newest.values(), key=drawing_order)
 
 
@@ -60,7 +60,7 @@ def choose_reported(root: Path, wanted: Sequence[str]) -> Reported:
     Raises:
         UserError: as choose_measured, where there is nothing else.
     """
-    done = sorted((r for r in find_all(root) if r.status == "done"), key=lambda r: int(r.version[1:]))
+    done = sorted((r for r in find_all(root) if r.status == "done"), key=lambda r: r.number)
     means = [r for r in done if r.kind == "merged"]
     others = [r for r in done if not r.kind and r.read("summary.json")]
     if not wanted:

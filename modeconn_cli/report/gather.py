@@ -170,7 +170,7 @@ def choose(root: Path, patterns: Sequence[str]) -> list[Found]:
             )
         for run in runs:
             place = run.folder.parent.resolve()
-            if place not in newest or int(run.version[1:]) > int(newest[place].version[1:]):
+            if place not in newest or run.number > newest[place].number:
                 newest[place] = run
     return list(newest.values())
 

@@ -3,14 +3,13 @@
     <output_dir>/<stage>/<label>-<digest>/v<N>/
 
 The digest names what determines the result. Every file is written beside its place and renamed, DONE last, so
-a directory with DONE is whole and one without it can be resumed. A lock that the kernel drops with its
-process keeps two writers apart.
+a directory with DONE is whole and one without it can be resumed. DONE has the SHA-256 of every file, which they are
+held to before anything builds on them. A lock (see runs/lock.py) keeps two writers apart.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -25,6 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.runs.lock import Lock
+from modeconn_cli.runs.sums import sha256
+
+DONE = "DONE"
+SMALL = 2**20  # bytes; whoever only looks at a run checks no larger file's sum
+MARKS = "=+-@\t\r"  # what makes a formula of a cell, for a spreadsheet
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Run:
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({k: repr(float(v)) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        writer.writerows({k: cell(v) for k, v in row.items()} for row in rows)
         self.write_text(name, buffer.getvalue())
 
     def log(self, line: str) -> None:
@@ -102,16 +107,47 @@ class Run:
             for p in sorted(self.folder.iterdir())
             if p.is_file() and not p.name.startswith(".") and p.name not in ("log.txt", "DONE")
         }
-        self.write_json("DONE", {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": self.files})
+        sums = {name: sha256(self.folder / name) for name in self.files}
+        self.write_json(DONE, {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": self.files, "sha256": sums})
+
+
+def cell(value: Any) -> Any:
+    """A value as a cell of CSV: floats in full, and no text that a spreadsheet takes for a formula.
+
+    >>> cell("=1+1"), cell("-0.5"), cell(0.1)
+    ("'=1+1", '-0.5', '0.1')
+    """
+    if isinstance(value, float):
+        return repr(float(value))
+    if not isinstance(value, str) or value[:1] not in (*MARKS,):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def version_number(name: str) -> int | None:
+    """N of a directory's name ``v<N>``; None for any other name."""
+    return int(name[1:]) if re.fullmatch(r"v[0-9]+", name) else None
 
 
 def locate(identity: Identity, root: Path, force: bool = False) -> Run:
-    """What a request for this result would do now: answer from a finished version, resume one, or compute."""
+    """What a request for this result would do now: answer from a finished version, resume one, or compute.
+
+    A finished version is whole when its files have the sums that DONE lists.
+    """
     folder = identity.folder(root)
-    versions = sorted(int(p.name[1:]) for p in folder.glob("v*") if p.name[1:].isdigit() and p.is_dir())
-    damage: dict[int, str] = {v: _damage(folder / f"v{v}") for v in versions}
-    whole = [v for v in versions if damage[v] == ""]
+    named = ((version_number(p.name), p) for p in folder.glob("v*"))
+    versions = sorted(v for v, p in named if v is not None and p.is_dir())
     newest = versions[-1] if versions else 0
+    damage: dict[int, str] = {}
+    for version in reversed(versions):  # older ones than a whole one are asked nothing
+        damage[version] = damage_of(folder / f"v{version}")
+        if not damage[version]:
+            break
+    whole = [v for v, how in damage.items() if not how]
     if whole and not force:
         return Run(folder / f"v{whole[-1]}", "cached", f"finished as v{whole[-1]}")
     if versions and damage[newest] == "unfinished":
@@ -120,20 +156,50 @@ def locate(identity: Identity, root: Path, force: bool = False) -> Run:
     return Run(folder / f"v{newest + 1}", "run", why)
 
 
-def _damage(version: Path) -> str:
-    """Empty for a whole directory, "unfinished" without DONE, else which file is not as it was finished."""
-    done = version / "DONE"
+def damage_of(version: Path, largest: int | None = None) -> str:
+    """Empty for a whole directory, "unfinished" without DONE, else which file is not as it was finished.
+
+    Args:
+        largest: bytes; of a larger file only the size is looked at. None: every sum is checked. Runs from before there
+            were sums are held to sizes, and to their texts being texts.
+    """
+    done = version / DONE
     if not done.exists():
         return "unfinished"
-    try:
-        files: dict[str, int] = json.loads(done.read_text())["files"]
-    except (ValueError, KeyError):
+    content = read_json(done)
+    files, sums = content.get("files"), content.get("sha256", {})
+    if not isinstance(files, dict) or not isinstance(sums, dict):
         return "DONE is unreadable"
     for name, size in files.items():
         path = version / name
-        if not path.exists() or path.stat().st_size != size:
-            return f"{name} is missing or was changed"
+        try:
+            if not path.is_file() or path.stat().st_size != size:
+                return f"{name} is missing or was changed"
+            checked = name in sums and (largest is None or size <= largest)
+            if sha256(path) != sums[name] if checked else not _looks_whole(path):
+                return f"{name} is damaged"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file; empty where there is none, or it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _looks_whole(path: Path) -> bool:
+    """Whether a file without a sum can be what it is called, as far as that is soon seen."""
+    if path.suffix == ".json":
+        return bool(read_json(path))
+    if path.suffix in (".csv", ".yaml"):
+        with open(path, "rb") as f:
+            return b"\0" not in f.read(SMALL)
+    return True
 
 
 @contextmanager
@@ -150,16 +216,11 @@ def claim(identity: Identity, root: Path, force: bool, on_wait: Callable[[Path],
     if found.status == "cached":
         yield found
         return
-    with writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 - held open for as long as the lock
-    with lock:
+    with Lock(folder) as lock:
         before = locate(identity, root).folder
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
+        with writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            while not lock.take():
                 on_wait(folder)
                 time.sleep(0.1)
         run = locate(identity, root)
@@ -167,7 +228,7 @@ def claim(identity: Identity, root: Path, force: bool, on_wait: Callable[[Path],
             run = locate(identity, root, force)
         if run.status != "cached":
             with writable(run.folder):
-                run.folder.mkdir(exist_ok=True)
+                run.folder.mkdir(parents=True, exist_ok=True)
                 for leftover in run.folder.glob(".*.tmp"):
                     leftover.unlink()
         yield run

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modeconn_cli.errors import RunFailed, UserError
-from modeconn_cli.runs.directory import _damage, writable
+from modeconn_cli.runs.directory import SMALL, damage_of, read_json, version_number, writable
+from modeconn_cli.runs.lock import IN_USE, LOCK, OWNER, Lock, held, used
 
 
 @dataclass(frozen=True)
@@ -33,21 +32,33 @@ class Found:
         return self.folder.name
 
     @property
+    def number(self) -> int:
+        """N of its version."""
+        return version_number(self.version) or 0
+
+    @property
     def digest(self) -> str:
         return self.name.rsplit("-", 1)[-1]
 
     @property
     def status(self) -> str:
-        """ "done", "unfinished", or which file is damaged."""
-        return _damage(self.folder) or "done"
+        """ "done", "unfinished", or which file is damaged, as far as it is soon seen: see :attr:`damage`."""
+        return damage_of(self.folder, SMALL) or "done"
+
+    @property
+    def damage(self) -> str:
+        """What keeps anything from building on it: "unfinished", or which file is damaged; empty where it is whole."""
+        return damage_of(self.folder)
 
     def read(self, name: str) -> dict[str, Any]:
-        """One of its JSON files; empty where it is not there."""
-        path = self.folder / name
-        if not path.exists():
-            return {}
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content
+        """One of its JSON files; empty where it is not there or cannot be read, which :attr:`status` says."""
+        return read_json(self.folder / name)
+
+    @property
+    def upstream(self) -> list[Path]:
+        """The directories of the runs that it was made from, as they were then."""
+        recorded = self.read("provenance.json").get("upstream", [])
+        return [Path(u) for u in recorded if isinstance(u, str)] if isinstance(recorded, list) else []
 
     @property
     def kind(self) -> str:
@@ -67,7 +78,7 @@ class Found:
     def groups(self) -> list[str]:
         """The groups of the configuration that the result depends on."""
         recorded = self.read("provenance.json")
-        if "groups" in recorded:
+        if isinstance(recorded.get("groups"), list):
             return [*map(str, recorded["groups"])]
         own = {"endpoint": ["dataset", "architecture", "endpoints"], "curve": ["seed", "rebasin", "curve"]}
         own |= {"path": ["rebasin", "interpolation"], "aligned": ["rebasin"], "merged": ["rebasin"]}
@@ -80,7 +91,7 @@ class Found:
 
 def find_all(root: Path) -> list[Found]:
     """Every run directory under an output directory, oldest first."""
-    folders = [p for p in root.glob("*/*/v*") if p.name[1:].isdigit() and p.is_dir()]
+    folders = [p for p in root.glob("*/*/v*") if is_version(p) and p.parts[-3] != IN_USE]
     return [Found(p) for p in sorted(folders, key=lambda p: (p.stat().st_mtime, str(p)))]
 
 
@@ -120,12 +131,12 @@ def find(root: Path, wanted: str) -> Found:
     if not fitting:
         raise UserError(f"no run {wanted!r} under {root}/: `modeconn runs list` shows what is there.")
     done = [r for r in fitting if r.status == "done"]
-    return max(done or fitting, key=lambda r: int(r.version[1:]))
+    return max(done or fitting, key=lambda r: r.number)
 
 
 def is_version(folder: Path) -> bool:
     """Whether a place is the directory of a run."""
-    return folder.is_dir() and folder.name[:1] == "v" and folder.name[1:].isdigit()
+    return version_number(folder.name) is not None and folder.is_dir()
 
 
 @dataclass(frozen=True)
@@ -136,11 +147,12 @@ class Removal:
     why: str
 
 
-def removable(root: Path, keep: Sequence[str] = ()) -> list[Removal]:
+def removable(root: Path, stages: Collection[str], keep: Sequence[str] = ()) -> list[Removal]:
     """What can go: without ``keep``, versions that a newer finished one replaced, and damaged ones.
 
-    With ``keep``, everything but runs whose STAGE/NAME holds one of these texts. What a kept run is built on stays,
-    and so does what another process is computing.
+    With ``keep``, everything but runs whose STAGE/NAME holds one of these texts. Only what modeconn wrote goes, by one
+    of ``stages``. What a kept run is built on stays, and so does what another process is computing or works with, and
+    what that is built on.
 
     Raises:
         UserError: a text of ``keep`` is in no run's name.
@@ -149,60 +161,68 @@ def removable(root: Path, keep: Sequence[str] = ()) -> list[Removal]:
     newest: dict[Path, int] = {}
     for run in every:
         if run.status == "done":
-            newest[run.folder.parent] = max(newest.get(run.folder.parent, 0), int(run.version[1:]))
+            newest[run.folder.parent] = max(newest.get(run.folder.parent, 0), run.number)
     for text in keep:
         if not any(text in f"{r.stage}/{r.name}" for r in every):
             raise UserError(f"--keep {text}: no run has this in its name; `modeconn runs list` shows what is there.")
+    at_work = used(root)
 
     def reason(run: Found) -> str | None:
+        if run.stage not in stages or not is_ours(run) or run.folder.parent.resolve() in at_work:
+            return None
         if keep and not any(text in f"{run.stage}/{run.name}" for text in keep):
             return "not among those to keep"
         if run.status not in ("done", "unfinished"):
             return run.status
         last = newest.get(run.folder.parent, 0)
-        return f"v{last} is newer" if int(run.version[1:]) < last else None
+        return f"v{last} is newer" if run.number < last else None
 
     reasons = {run: reason(run) for run in every}
     by_place = {run.folder.parts[-3:]: run for run in every}
     needed: set[Found] = set()
-    waiting = [run for run, why in reasons.items() if why is None or _busy(run)]
+    waiting = [run for run, why in reasons.items() if why is None or held(run.folder.parent)]
     while waiting:
         run = waiting.pop()
         if run not in needed:
             needed.add(run)
-            above = [by_place.get(Path(u).parts[-3:]) for u in run.read("provenance.json").get("upstream", [])]
+            above = [by_place.get(u.parts[-3:]) for u in run.upstream]
             waiting += [r for r in above if r is not None]
     return [Removal(r, why) for r, why in reasons.items() if why is not None and r not in needed]
 
 
-def remove(run: Found) -> None:
-    """Delete a run directory; it is whole or gone, wherever this is stopped."""
-    gone = run.folder.with_name(f".{run.folder.name}.removed")
-    with writable(run.folder):
-        run.folder.rename(gone)
-        for leftover in run.folder.parent.glob(".v*.removed"):
-            shutil.rmtree(leftover)
-        if {p.name for p in run.folder.parent.iterdir()} <= {".lock"}:
-            shutil.rmtree(run.folder.parent)
-
-
-def _busy(run: Found) -> bool:
-    """Whether a process holds the lock on this result."""
-    path = run.folder.parent / ".lock"
-    if not path.exists():
+def is_ours(run: Found) -> bool:
+    """Whether modeconn wrote a directory: it has a configuration and a provenance, of which one may be damaged."""
+    files = [run.folder / name for name in ("config.yaml", "provenance.json")]
+    if not all(f.is_file() for f in files):
         return False
-    with open(path) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    if "modeconn" in run.read("provenance.json"):
+        return True
+    try:
+        beginning = files[0].read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return beginning.startswith("seed:") and "\narchitecture:" in beginning and "\nruntime:" in beginning
+
+
+def remove(run: Found) -> bool:
+    """Delete a run directory; it is whole or gone, wherever this is stopped. False where it is in use by now."""
+    place = run.folder.parent
+    gone = run.folder.with_name(f".{run.folder.name}.removed")
+    with writable(run.folder), Lock(place) as lock:
+        if not lock.take():
+            return False
+        run.folder.rename(gone)
+        for leftover in place.glob(".v*.removed"):
+            shutil.rmtree(leftover)
+        if {p.name for p in place.iterdir()} <= {LOCK, OWNER}:
+            shutil.rmtree(place)
+    return True
 
 
 def upstream_of(run: Found) -> list[Found]:
     """The runs that a run was made from, looked for beside it first: an output directory may have been moved."""
     found = []
-    for folder in map(Path, run.read("provenance.json").get("upstream", [])):
+    for folder in run.upstream:
         beside = run.folder.parents[2].joinpath(*folder.parts[-3:])
         found.append(Found(beside if beside.is_dir() else folder))
     return found
@@ -217,7 +237,8 @@ def endpoints_behind(run: Found) -> list[Found]:
     """The endpoints that a run's results stand on, in order; itself, for an endpoint."""
     if run.kind == "endpoint":
         return [run]
-    return [*dict.fromkeys(endpoint for u in upstream_of(run) for endpoint in endpoints_behind(u))]
+    above = [u for u in upstream_of(run) if u.folder != run.folder]
+    return [*dict.fromkeys(endpoint for u in above for endpoint in endpoints_behind(u))]
 
 
 def stands_on_curve(run: Found) -> bool:
@@ -227,6 +248,25 @@ def stands_on_curve(run: Found) -> bool:
 
 def require_done(run: Found) -> Found:
     """A run that is whole, or RunFailed saying how it is not."""
-    if run.status != "done":
-        raise RunFailed(f"{run.folder} is {run.status}; run its command again to finish it.")
+    if run.damage:
+        raise RunFailed(how_it_is_not_whole(run))
     return run
+
+
+def require_undamaged(run: Found) -> Found:
+    """A run whose files are as they were finished; one that is still at work may be referred to by file.
+
+    Raises:
+        UserError: naming the file that is damaged.
+    """
+    if run.damage not in ("", "unfinished"):
+        raise UserError(how_it_is_not_whole(run))
+    return run
+
+
+def how_it_is_not_whole(run: Found) -> str:
+    """One line about a run that is unfinished or damaged, and what to do."""
+    how = run.damage
+    if how == "unfinished":
+        return f"{run.folder} is unfinished; run its command again to finish it."
+    return f"{run.folder} is damaged: {how}. Run its command again, which computes it anew."

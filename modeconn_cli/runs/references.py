@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.runs.find import Found, find
+from modeconn_cli.runs.find import Found, find, how_it_is_not_whole
 
 FORMS = "RUN, RUN@epoch=20, RUN@step=100, RUN@t=0.3 or RUN#2"
 _SELECTION = re.compile(r"^(?P<place>.+?)(?:@(?P<key>\w+)=(?P<value>[^@#]*)|#(?P<number>[^@#]*))$")
@@ -52,8 +52,8 @@ class Reference:
             run = find(root, self.place)
         except UserError as error:
             raise UserError(f"{self.text}: {error}") from None
-        if run.status != "done":
-            raise UserError(f"{self.text}: {run.folder} is {run.status}; run its command again to finish it.")
+        if run.damage:
+            raise UserError(f"{self.text}: {how_it_is_not_whole(run)}")
         return run
 
 
@@ -72,7 +72,7 @@ def parse(text: str) -> Reference:
         return Reference(text, text)
     place, key, value, number = match.group("place", "key", "value", "number")
     if number is not None:
-        if not number.isdigit() or number == "0":
+        if not number.isdecimal() or number == "0":
             raise UserError(f"{text}: #{number} is no number of a network; they count from 1, as RUN#2.")
         return Reference(text, place, number=int(number))
     if key == "t":
@@ -85,7 +85,7 @@ def parse(text: str) -> Reference:
         return Reference(text, place, t=t)
     if key not in ("epoch", "step"):
         raise UserError(f"{text}: @{key} selects nothing; write {FORMS}.")
-    if not value.isdigit():
+    if not value.isdecimal():
         raise UserError(f"{text}: {key}={value} is not a whole number; write RUN@{key}=20.")
     return Reference(text, place, epoch=int(value)) if key == "epoch" else Reference(text, place, step=int(value))
 

@@ -46,7 +46,7 @@ class Merged(Permuting):
     @property
     def label(self) -> str:
         names = [n.short_name.removeprefix("seed ") for n in self.networks]
-        known = all(n.isdigit() for n in names)
+        known = all(n.isdecimal() for n in names)
         return (
             f"{self.context.label}-{'s' + '-'.join(names) if known else 'files'}-{self.context.config.rebasin.method}"
         )

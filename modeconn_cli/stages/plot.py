@@ -81,5 +81,6 @@ def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Pa
                 draw_into(run, folders).write(run)
                 made = {"kind": Plot.makes, "groups": list(dict.fromkeys(g for r in chosen for g in r.groups))}
                 run.write_json("provenance.json", provenance(folders, made))
+                run.write_text("config.yaml", (folders[-1] / "config.yaml").read_text(encoding="utf-8"))
                 run.finish()
     return [run.folder / "plot.png", run.folder / "plot.svg"]

@@ -20,7 +20,7 @@ from modeconn_cli.evaluation.options import Interpolation, Renormalise
 from modeconn_cli.families.base import Array, coefficients_at
 from modeconn_cli.families.bezier import segment
 from modeconn_cli.networks import CHECKPOINT, Network, Networks, read_networks
-from modeconn_cli.runs.find import Found, endpoints_behind, is_version, upstream_of
+from modeconn_cli.runs.find import Found, endpoints_behind, is_version, require_undamaged, upstream_of
 from modeconn_cli.runs.references import Reference, file_names, parse
 from modeconn_cli.settings import Config, choices, fields_off_default
 from modeconn_cli.work.context import Context
@@ -230,7 +230,7 @@ def path_of(run: Found) -> StoredPath | None:
     Raises:
         UserError: what it was made from is gone.
     """
-    own = run.folder / CHECKPOINT
+    own = require_undamaged(run).folder / CHECKPOINT
     if own.is_file():
         networks = read_networks(own)
         if networks.family is None:
@@ -258,6 +258,8 @@ def networks_of(text: str, root: Path) -> Networks | None:
     reference = parse(text)
     if reference.selects:
         return None
+    if reference.file is not None and is_version(reference.file.parent):
+        require_undamaged(Found(reference.file.parent))
     return read_networks(reference.file) if reference.file is not None else networks_in(reference.run(root))
 
 
@@ -270,6 +272,8 @@ def referenced(text: str, root: Path) -> Referenced:
     reference = parse(text)
     if reference.file is not None:
         file = reference.file
+        if is_version(file.parent):
+            require_undamaged(Found(file.parent))
         several = read_networks(file)
         if len(several) > 1:
             raise UserError(
@@ -304,7 +308,10 @@ def curve_of(text: str, root: Path) -> tuple[Path, list[Path]]:
     if reference.selects:
         raise UserError(f"{text} is one network, and a curve starts from a whole curve: give RUN, or its checkpoint.")
     if reference.file is not None:
-        return reference.file, [reference.file.parent] if is_version(reference.file.parent) else []
+        within = [reference.file.parent] if is_version(reference.file.parent) else []
+        for folder in within:
+            require_undamaged(Found(folder))
+        return reference.file, within
     run = reference.run(root)
     path = path_of(run)
     file = None if path is None or path.networks.family is None else path.networks[0].file
@@ -384,4 +391,4 @@ def _ends(run: Found) -> tuple[Found, Found]:
     above = upstream_of(run)
     if len(above) != 2 or not all((e.folder / CHECKPOINT).is_file() for e in above):
         raise UserError(f"{run.folder} was made from endpoints that are gone, or are not two.")
-    return above[0], above[1]
+    return require_undamaged(above[0]), require_undamaged(above[1])

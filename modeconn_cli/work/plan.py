@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from typing import Any
@@ -14,6 +14,7 @@ from modeconn_cli.report.plots import PathResult
 from modeconn_cli.report.tables import barrier_rows, read_path, verdict_sentence
 from modeconn_cli.results import SUMMARY, Result, read_summary
 from modeconn_cli.runs.directory import Run
+from modeconn_cli.runs.lock import in_use
 from modeconn_cli.settings import Config, check
 from modeconn_cli.work.command import COMMANDS, Request
 from modeconn_cli.work.context import Context
@@ -53,7 +54,7 @@ class Plan:
             RunFailed, UserError: a stage failed; not where the plan keeps going, which says so in the stage's row.
         """
         lost: dict[str, str] = {}
-        with self.context.signals.caught(), closing(self.context.trackers):
+        with self.context.signals.caught(), closing(self.context.trackers), self._in_use():
             for stage in self.stages:
                 missing = next((lost[u.identity.digest] for u in stage.upstream() if u.identity.digest in lost), None)
                 if missing is not None:
@@ -68,6 +69,13 @@ class Plan:
                     if not self.keep_going:
                         raise
                     self._lose(stage, done, lost, "failed", str(failure))
+
+    def _in_use(self) -> AbstractContextManager[None]:
+        """Keeps others from removing what these stages read, where there is anything to compute from it."""
+        root = self.context.root
+        if all(stage.locate(self._forced(stage)).status == "cached" for stage in self.stages):
+            return nullcontext()
+        return in_use(root, [stage.identity.folder(root) for stage in self.stages])
 
     def _lose(self, stage: Stage, done: list[dict[str, Any]], lost: dict[str, str], status: str, why: str) -> None:
         lost[stage.identity.digest] = f"{stage.name} {stage.label}"

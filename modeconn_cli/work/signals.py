@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM."""
+"""Ctrl-C, SIGTERM and a terminal that is closed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from types import FrameType
 
 from modeconn_cli.errors import Interrupted
 
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # which Windows has not
+
 
 class Signals:
-    """Ctrl-C and SIGTERM as a flag that loops look at between steps; a second one stops at once."""
+    """Ctrl-C, SIGTERM and SIGHUP as a flag that loops look at between steps; a second one stops at once.
+
+    Not a second SIGHUP: a closing terminal may send several. One that is ignored, as nohup has it, stays ignored.
+    """
 
     def __init__(self) -> None:
         self.received = 0
@@ -23,6 +28,8 @@ class Signals:
             yield
             return
         before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+            before[HANGUP] = signal.signal(HANGUP, self._receive)
         try:
             yield
         finally:
@@ -30,9 +37,9 @@ class Signals:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if self.received and number != HANGUP:
             raise Interrupted(number)
-        self.received = number
+        self.received = self.received or number
 
     def check(self) -> None:
         """Raise Interrupted when a signal has come."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ import yaml
 from modeconn_cli.errors import Interrupted, RunFailed
 from modeconn_cli.results import Result
 from modeconn_cli.runs.directory import Identity, Run, claim, locate, writable
+from modeconn_cli.runs.lock import holder
 from modeconn_cli.runs.provenance import provenance
 from modeconn_cli.settings import fields_off_default, plain
 from modeconn_cli.work.context import Context
@@ -83,6 +86,21 @@ class Stage(ABC):
         return self.done
 
 
+def stage_names() -> set[str]:
+    """What every stage here is called, those from outside too."""
+    import modeconn_cli.stages as room
+
+    for module in pkgutil.iter_modules(room.__path__):
+        importlib.import_module(f"{room.__name__}.{module.name}")
+    found, waiting = set[str](), [*Stage.__subclasses__()]
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if isinstance(getattr(cls, "name", None), str):
+            found.add(cls.name)
+    return found
+
+
 def execute(stage: Stage, force: bool) -> Run:
     """Bring a stage's result into being: from cache, resumed, or computed. Its upstream must be done."""
     context = stage.context
@@ -92,7 +110,7 @@ def execute(stage: Stage, force: bool) -> Run:
     def waiting(folder: Any) -> None:
         nonlocal told
         if not told:
-            context.reporter.say(f"another process is computing {folder}; waiting for it")
+            context.reporter.say(f"another process is computing {folder}; waiting for it{holder(folder)}")
         told = True
         context.signals.check()
 
