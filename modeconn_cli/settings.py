@@ -80,6 +80,9 @@ ROOMS = {
 }
 # The field of a group that names its choice; a class registered by @choice has its own name there.
 NAMED_BY = {"dataset": "source", "architecture": "family", "curve": "kind", "rebasin": "method", "task": "kind"}
+# Groups whose choices can be told apart from their options: what is set for another choice is left aside, and one
+# schema, _<group>, has the options of all.
+SHARED = {"rebasin"}
 CHOICES: dict[str, dict[str, type]] = {}
 
 
@@ -132,14 +135,26 @@ def named_choice(node: Any, group: str) -> Any:
         offer = f"did you mean {group}.{key}={near[0]}? T{there_are}" if near else f"t{there_are}"
         raise UserError(f"{group}.{key}={name}: no such choice; {offer}")
     cls = CHOICES[group][name]
-    if isinstance(node, cls) and type(node) is cls:
-        return node
+    return node if type(node) is cls else _as(cls, node, group, name)
+
+
+def rechosen(node: Any, group: str, name: str) -> Any:
+    """The same options of a shared group under another choice; what was left aside for it counts."""
+    return _as(choices(group)[name], node, group, name)
+
+
+def _as(cls: type, node: Any, group: str, name: str) -> Any:
+    key = NAMED_BY[group]
     known = {f.name for f in dataclasses.fields(cls)}
     given = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if getattr(node, f.name) != _default(f)}
+    given |= {**getattr(node, "aside", {}), key: name}
     foreign = [k for k in given if k not in known]
-    if foreign:
+    if foreign and group not in SHARED:
         raise UserError(f"{group}.{foreign[0]}: {group}.{key}={name} has no such field.")
-    return cls(**{**given, key: name})
+    made = cls(**{k: v for k, v in given.items() if k in known})
+    if foreign:
+        made.aside = {k: given[k] for k in foreign}
+    return made
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:
@@ -199,7 +214,30 @@ def nodes_of(group: str) -> dict[str, type]:
     names: dict[type, list[str]] = {}
     for name, cls in choices(group).items():
         names.setdefault(cls, []).append(name)
-    return {f"_{several[0] if len(several) == 1 else group}": cls for cls, several in names.items()}
+    own = {f"_{several[0] if len(several) == 1 else group}": cls for cls, several in names.items()}
+    return {f"_{group}": _options_of_all(group, tuple(names)), **own} if group in SHARED else own
+
+
+@cache
+def _options_of_all(group: str, classes: tuple[type, ...]) -> type:
+    """A dataclass with the options of several, each as the first that has it declares it, and said whose it is."""
+    owners: dict[str, list[tuple[type, Any]]] = {}
+    for cls in classes:
+        for f in dataclasses.fields(cls):
+            owners.setdefault(f.name, []).append((cls, f))
+    made = []
+    for name, found in owners.items():
+        cls, first = found[0]
+        if len({str(get_type_hints(c)[name]) for c, _ in found}) > 1:
+            raise UserError(f"{group}.{name} is {kind_of(cls, name)} elsewhere: give the option of yours another name.")
+        of: dict[str, list[str]] = {}
+        for c, f in found:
+            of.setdefault(f.metadata["doc"], []).append(str(getattr(c(), NAMED_BY[group])))
+        doc = " ".join(f"{', '.join(names)}: {text}" for text, names in of.items())
+        metadata = first.metadata if len(found) == len(classes) else {**first.metadata, "doc": doc}
+        default: Any = {k: getattr(first, k) for k in ("default", "default_factory")}
+        made.append((name, get_type_hints(cls)[name], field(**default, metadata=metadata)))
+    return dataclasses.make_dataclass(group.capitalize(), made)
 
 
 def nodes() -> dict[str, dict[str, type]]:

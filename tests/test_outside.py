@@ -52,8 +52,9 @@ def modeconn(lab: Path, *words: str, code: int = 0) -> str:
 
 def test_each_example_is_short() -> None:
     assert {*files()} == {
-        "arc.py", "huber.py", "waves.py", "distance.py",
-        "conf/curve/arc.yaml", "conf/task/huber.yaml", "conf/dataset/waves.yaml", "conf/distance/default.yaml",
+        "arc.py", "huber.py", "waves.py", "luck.py", "distance.py",
+        "conf/curve/arc.yaml", "conf/task/huber.yaml", "conf/dataset/waves.yaml", "conf/rebasin/luck.yaml",
+        "conf/distance/default.yaml",
     }  # fmt: skip
     assert all(len(text.splitlines()) < 40 for text in files().values())
 
@@ -157,6 +158,21 @@ def test_a_plugin_that_cannot_be_imported_is_named(lab: Path, tmp_path: Path) ->
     complaint = modeconn(tmp_path, "--help", code=2)
     assert "broken.py cannot be imported (ModuleNotFoundError" in complaint
     assert len(complaint.splitlines()) == 1
+
+
+def test_a_matching_from_outside_aligns_and_is_identified_by_its_own_options(lab: Path) -> None:
+    words = ["interpolate", "dataset=waves", "task=huber", *SMALL, "rebasin=luck"]
+    answer = json.loads(modeconn(lab, *words, "rebasin.tries=3", "--json"))
+    (entry,) = answer["aligned"]
+    assert entry["method"] == "luck"
+    assert entry["objective_after"] >= entry["objective_before"]
+    assert entry["certificate"]["difference"] < 1e-12
+    (folder,) = [Path(lab, r["directory"]) for r in answer["stages"] if r["stage"] == "rebasin"]
+    fields = json.loads((folder / "provenance.json").read_text())["identity"]["fields"]
+    assert fields == {"method": "luck", "tries": 3}
+    assert modeconn(lab, "_complete", "modeconn rebasin rebasin=luck rebasin.tr").split() == ["rebasin.tries="]
+    offered = modeconn(lab, "_complete", "modeconn rebasin rebasin=").split()
+    assert {"rebasin=luck", "rebasin=weight"} <= {*offered}
 
 
 def test_a_path_by_target_needs_no_registration(lab: Path) -> None:

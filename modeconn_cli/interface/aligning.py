@@ -15,13 +15,13 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.interface.given import Unlabelled, unlabelled_data
 from modeconn_cli.interface.joining import NAMES, carry_out, method_of, request
 from modeconn_cli.interface.live import Model, architecture_of, unwrapped
-from modeconn_cli.matching.options import Match
+from modeconn_cli.matching.options import Pairwise, Sees
 from modeconn_cli.networks import read_state
+from modeconn_cli.settings import choices
 from modeconn_cli.stages.rebasin import Aligned
 from modeconn_cli.weights import matching_state
 
 GROUPS = (*Aligned.groups, "runtime", "task")
-LABELLED = (Match.straight_through, Match.sinkhorn)  # methods that train on the objective
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -132,9 +132,10 @@ def align(
         )
 
 
-def _without_labels(x: torch.Tensor | None, method: Match, module: nn.Module) -> Unlabelled:
+def _without_labels(x: torch.Tensor | None, method: str, module: nn.Module) -> Unlabelled:
     """Inputs alone, where a method is content with them."""
-    if method in LABELLED or (x is None and method != Match.weight):
-        needs = "inputs and targets, as (x, y)" if method in LABELLED else "inputs, as a tensor x (N, ...)"
+    chosen: type[Pairwise] = choices(GROUPS[0])[method]
+    if chosen.sees == Sees.targets or (x is None and chosen.sees != Sees.weights):
+        needs = "inputs and targets, as (x, y)" if chosen.sees == Sees.targets else "inputs, as a tensor x (N, ...)"
         raise UserError(f"method={method} aligns by what networks compute: give data, {needs}.")
     return Unlabelled(unlabelled_data(x, module))

@@ -30,7 +30,7 @@ from modeconn_cli.interface.live import (
 from modeconn_cli.interface.options import configured
 from modeconn_cli.interface.paths import ModePath, draw, mode_path
 from modeconn_cli.interface.process import Listener, at_work, directory
-from modeconn_cli.matching.options import Match
+from modeconn_cli.matching.options import Pairwise, methods
 from modeconn_cli.models.options import Architecture
 from modeconn_cli.report.tables import barrier_rows, connection
 from modeconn_cli.results import read_summary
@@ -144,7 +144,7 @@ def connect(
     >>> list(found.paths), list(found.paths["segment"].table["t"])
     (['segment'], [0.0, 0.5, 1.0])
     """
-    method = method_of(align, "align") if isinstance(align, str) else Match.weight
+    method = method_of(align, "align") if isinstance(align, str) else "weight"
     options |= {"curve": curve} if isinstance(curve, str) else {}
     asked = request((model_a, model_b), data, task, architecture, names, output_dir, progress, GROUPS, options)
     with asked as (context, listener, start, end):
@@ -158,7 +158,7 @@ def connect(
 
 
 def _tried(
-    context: LiveContext, start: LiveEndpoint, end: LiveEndpoint, align: Any, curve: Any, method: Match
+    context: LiveContext, start: LiveEndpoint, end: LiveEndpoint, align: Any, curve: Any, method: str
 ) -> dict[str, MeasuredPath]:
     """The paths that are asked for, or else wanted because none before them connects."""
 
@@ -284,16 +284,16 @@ def carry_out(context: LiveContext, stages: list[Any], beside: tuple[Stage, ...]
     plan_of(context, Request(own=stages, beside=beside)).execute([])
 
 
-def method_of(text: str, argument: str) -> Match:
+def method_of(text: str, argument: str) -> str:
     """How two networks are aligned, by its name.
 
     Raises:
         UserError: there is none of that name; ``argument``: what it was given as.
     """
-    able = [m for m in Match if m not in (Match.none, Match.merge_many, Match.c2m3)]
+    able = methods(Pairwise)
     if text not in able:
         raise UserError(f"{argument}={text}: no such method; there are {', '.join(able)}.")
-    return Match(text)
+    return text
 
 
 def _joined(paths: dict[str, MeasuredPath]) -> bool:

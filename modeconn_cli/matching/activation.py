@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +16,23 @@ from modeconn_cli.symmetry.axes import Axis, size
 from modeconn_cli.symmetry.equations import leaves
 from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.symmetry.places import Place, permuted, places, unplaced
+
+if TYPE_CHECKING:
+    from modeconn_cli.matching.given import Given
+    from modeconn_cli.matching.options import Activation
+
+
+def match(options: Activation, given: Given) -> Matching:
+    """:func:`activation_matching` of two networks, as the options say."""
+    total, batches = given.inputs(options.examples)
+    done = itertools.count(1)
+
+    def watch() -> None:
+        given.progress(min(next(done), total), total, "comparing units")
+        given.check()
+
+    a, b = given.states
+    return activation_matching(given.symmetry, a, b, batches, options.similarity == "correlation", watch)
 
 
 @torch.no_grad()

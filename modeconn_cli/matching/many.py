@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,14 +18,33 @@ from modeconn_cli.matching.ascent import ascend
 from modeconn_cli.matching.assignment import assign
 from modeconn_cli.matching.layout import Layout
 from modeconn_cli.matching.problem import WeightProblem
-from modeconn_cli.matching.search import NO_MEMORY, Memory
+from modeconn_cli.matching.search import NO_MEMORY, AllMatched, Memory
 from modeconn_cli.matching.sinkhorn import mix
 from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.symmetry.places import Place
 
+if TYPE_CHECKING:
+    from modeconn_cli.matching.given import Given
+    from modeconn_cli.matching.options import Searched
+
 States = Sequence[Mapping[str, Tensor]]
 RESTARTS = 3
 Watch = Callable[[int, float], None]  # round, objective; it may raise to stop
+
+
+def match_all(
+    method: Callable[..., tuple[list[list[Tensor]], list[float]]], options: Searched, given: Given
+) -> AllMatched:
+    """:func:`merge_many` or :func:`cycle_consistent` of networks, as the options say."""
+
+    def watch(step: int, objective: float) -> None:
+        given.progress(min(step + 1, options.sweeps), options.sweeps, f"objective {objective:.4f}")
+        given.check()
+
+    here = [{k: v.to(given.device) for k, v in s.items()} for s in given.states]
+    restarts = RESTARTS if options.restarts is None else options.restarts
+    found = method(given.symmetry, here, given.names, options.sweeps, restarts, options.seed, watch, given.memory)
+    return AllMatched(*found)
 
 
 def merge_many(

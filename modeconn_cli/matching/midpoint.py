@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,10 +11,23 @@ from torch import Tensor
 from modeconn_cli.matching.search import Matching
 from modeconn_cli.symmetry.groups import Symmetry
 
+if TYPE_CHECKING:
+    from modeconn_cli.matching.given import Given
+
 Parameters = Mapping[str, Tensor]
 Loss = Callable[[Parameters, int], Tensor]  # of a network with these parameters, on a step's batch
 Check = Callable[[Parameters], float]  # of a network with these parameters, on examples that are always the same
 Watch = Callable[[int, float], None]  # step, loss; it may raise to stop
+
+
+def told(given: Given, steps: int) -> Watch:
+    """Tells how far a training is, and stops it where that was asked for and its state is saved."""
+
+    def watch(step: int, loss: float) -> None:
+        given.progress(step + 1, steps, f"loss {loss:.4f}")
+        given.memory.stop_if_asked()
+
+    return watch
 
 
 class BestMidpoint:

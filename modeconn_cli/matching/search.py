@@ -25,6 +25,18 @@ class Matching:
     measure: str = "inner product"
 
 
+@dataclass(frozen=True)
+class AllMatched:
+    """Permutations found for any number of networks, the first's the identity, and the objective after every sweep.
+
+    permutations: for every network (size,) for each group, where each new index comes from.
+    """
+
+    permutations: list[list[Tensor]]
+    objective: list[float]
+    measure: str = "sum over pairs of inner products"
+
+
 class Memory(Protocol):
     """Where a search leaves what it has found, for a later process to go on from to the same end."""
 
@@ -38,6 +50,9 @@ class Memory(Protocol):
     def save(self, state: dict[str, Any]) -> None:
         """Leave tensors and plain values."""
 
+    def stop_if_asked(self) -> None:
+        """Raise where a stop was asked for before the last look at :attr:`due`, since when all is saved."""
+
 
 class NoMemory:
     """Leaves nothing and begins anew."""
@@ -48,6 +63,9 @@ class NoMemory:
         return None
 
     def save(self, state: dict[str, Any]) -> None:
+        pass
+
+    def stop_if_asked(self) -> None:
         pass
 
 

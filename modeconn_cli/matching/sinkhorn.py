@@ -6,20 +6,44 @@ Pena et al. 2023 (arXiv:2212.12042).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from modeconn_cli.matching.assignment import assign
-from modeconn_cli.matching.midpoint import BestMidpoint, Check, Loss, Parameters, Watch
+from modeconn_cli.matching.midpoint import BestMidpoint, Check, Loss, Parameters, Watch, told
 from modeconn_cli.matching.search import NO_MEMORY, Matching, Memory
 from modeconn_cli.symmetry.axes import Leaf
 from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.symmetry.places import mixed
 
+if TYPE_CHECKING:
+    from modeconn_cli.matching.given import Given
+    from modeconn_cli.matching.options import Sinkhorn
+
 MARGIN = 1e-5  # how far a round may still move the logarithm of a scale at the limit
 MOST_ROUNDS = 200
+
+
+def match(options: Sinkhorn, given: Given) -> Matching:
+    """:func:`sinkhorn_matching` of two networks, as the options say."""
+    loss, check = given.losses(options.steps, options.batch_size, options.examples, options.seed)
+    return sinkhorn_matching(
+        given.symmetry,
+        given.parameters(0),
+        given.parameters(1),
+        None if options.between == "l2" else loss,
+        check,
+        options.steps,
+        options.lr or 0.1,
+        options.temperature,
+        options.unrolled,
+        options.between == "random",
+        seed=options.seed,
+        watch=told(given, options.steps),
+        memory=given.memory,
+    )
 
 
 def sinkhorn_matching(

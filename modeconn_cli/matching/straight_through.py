@@ -5,16 +5,37 @@ Ainsworth et al. 2023 (arXiv:2209.04836), section 3.3.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from modeconn_cli.matching.ascent import ascend, first_pass
-from modeconn_cli.matching.midpoint import BestMidpoint, Check, Loss, Parameters, Watch
+from modeconn_cli.matching.midpoint import BestMidpoint, Check, Loss, Parameters, Watch, told
 from modeconn_cli.matching.problem import WeightProblem
 from modeconn_cli.matching.search import NO_MEMORY, Matching, Memory
 from modeconn_cli.symmetry.groups import Symmetry
+
+if TYPE_CHECKING:
+    from modeconn_cli.matching.given import Given
+    from modeconn_cli.matching.options import StraightThrough
+
+
+def match(options: StraightThrough, given: Given) -> Matching:
+    """:func:`straight_through` between two networks, as the options say."""
+    loss, check = given.losses(options.steps, options.batch_size, options.examples, options.seed)
+    return straight_through(
+        given.symmetry,
+        given.parameters(0),
+        given.parameters(1),
+        loss,
+        check,
+        options.steps,
+        options.lr or 1e-3,
+        seed=options.seed,
+        watch=told(given, options.steps),
+        memory=given.memory,
+    )
 
 
 def straight_through(

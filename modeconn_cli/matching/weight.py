@@ -7,6 +7,7 @@ arXiv:2209.04836, section 3.2).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,8 +19,26 @@ from modeconn_cli.matching.problem import WeightProblem
 from modeconn_cli.matching.search import NO_MEMORY, Matching, Memory
 from modeconn_cli.symmetry.groups import Symmetry
 
+if TYPE_CHECKING:
+    from modeconn_cli.matching.given import Given
+    from modeconn_cli.matching.options import Weight
+
 PERTURBED_SHARE = 0.6  # of the groups, which a further start shuffles
 GAIN_HORIZON = 5  # sweeps: a further start ends where so many like its last would not make it the best
+
+
+def match(options: Weight, given: Given) -> Matching:
+    """:func:`weight_matching` of two networks, as the options say."""
+    restarts = default_restarts(given.symmetry) if options.restarts is None else options.restarts
+
+    def watch(start: int, sweep: int, objective: float) -> None:
+        given.progress(start, restarts + 1, f"sweep {sweep + 1} objective {objective:.4f}")
+        given.check()
+
+    a, b = given.parameters(0), given.parameters(1)
+    return weight_matching(
+        given.symmetry, a, b, given.names, options.seed, restarts, options.sweeps, watch, given.memory
+    )
 
 
 def weight_matching(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ import numpy as np
 import yaml
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.matching.options import USED_BY, Match
 from modeconn_cli.results import SUMMARY, Metrics
 from modeconn_cli.runs.find import Found, endpoints_behind, endpoints_of
-from modeconn_cli.settings import not_identifying
+from modeconn_cli.settings import choices, not_identifying
 
 REPLICATION = ("seed", "endpoints.seeds", "curve.seed")
 NO_SETTING = ("n", "shared_endpoints", "metrics", "digits", "runs")  # of a row, beside its path
@@ -66,9 +65,9 @@ def _inputs(run: Found) -> dict[str, Any]:
     found: dict[str, Any] = {"dataset.sha256": run.read("provenance.json").get("dataset_sha256", "")[:10]}
     files = []
     for endpoint in endpoints_behind(run):
-        fields = endpoint.read("provenance.json").get("identity", {}).get("fields", {})
-        files += [fields["file"][:10]] if "file" in fields else []
-        code = fields.get("architecture", {}).get("code")
+        identity = endpoint.read("provenance.json").get("identity", {}).get("fields", {})
+        files += [identity["file"][:10]] if "file" in identity else []
+        code = identity.get("architecture", {}).get("code")
         if code:
             found["architecture.code"] = str(code)[:10]
     if files:
@@ -82,8 +81,9 @@ def run_settings(run: Found) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
     groups, aside = run.groups, not_settings()
     flat = {k: v for k, v in flatten(content).items() if k.split(".")[0] in groups and k not in aside}
-    used = USED_BY[Match(flat.get("rebasin.method", "none"))]
-    return {k: v for k, v in flat.items() if not k.startswith("rebasin.") or k.partition(".")[2] in used}
+    method = choices("rebasin").get(flat.get("rebasin.method", "none"))
+    used = {f.name for f in fields(method)} if method else None  # what is not installed here used all that it has
+    return {k: v for k, v in flat.items() if used is None or not k.startswith("rebasin.") or k[8:] in used}
 
 
 def not_settings() -> set[str]:

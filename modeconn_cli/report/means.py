@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from modeconn_cli.matching.options import title_of
 from modeconn_cli.report.cells import figure, interval
 from modeconn_cli.report.gather import run_settings
 from modeconn_cli.report.made import commands, configurations, provenance
 from modeconn_cli.report.markup import Markup, row, table, tag
-from modeconn_cli.report.tables import ALIGNED_BY
 from modeconn_cli.results import Metrics
 from modeconn_cli.runs.find import Found, endpoints_behind
 
@@ -33,7 +33,7 @@ def mean_section(run: Found, name: str) -> Markup:
     )
     behind = [*endpoints_behind(run), run]
     parts = [
-        tag("h2", f"{task_of(run)}, the mean of {', '.join(s['networks'])}, aligned by {ALIGNED_BY[s['method']]}"),
+        tag("h2", f"{task_of(run)}, the mean of {', '.join(s['networks'])}, aligned by {title_of(s['method'])}"),
         table("Loss and error of the mean", heads, rows, "figures"),
         tag("p", note, class_="note"),
         tag("h3", "How it was made"),

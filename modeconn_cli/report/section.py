@@ -9,13 +9,14 @@ import pandas as pd
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.evaluation.measured import SPLITS
+from modeconn_cli.matching.options import title_of
 from modeconn_cli.report.cells import badge, figure, group_head, interval
 from modeconn_cli.report.charts import DASHES, Chart, Line, Quantity, chart_data, draw, swatch
 from modeconn_cli.report.made import commands, configurations, provenance
 from modeconn_cli.report.markup import Markup, join, row, table, tag
 from modeconn_cli.report.pairs import Pair
 from modeconn_cli.report.plots import PathResult
-from modeconn_cli.report.tables import ALIGNED_BY, verdict_sentence
+from modeconn_cli.report.tables import verdict_sentence
 from modeconn_cli.runs.find import upstream_of
 
 AS_TRAINED = (
@@ -56,7 +57,7 @@ def _alignments(pair: Pair) -> list[Markup]:
         moved, units = (sum(g[k] for g in s["groups"]) for k in ("moved", "size"))
         worth = [f"{s[f'objective_{when}']:.4g}" for when in ("before", "after")]
         proof = [f"{s['certificate'][k]:.0e}" for k in ("difference", "control")]
-        rows.append(row(ALIGNED_BY[s["method"]], s["objective_is"], *worth, f"{moved} of {units}", *proof))
+        rows.append(row(title_of(s["method"]), s["objective_is"], *worth, f"{moved} of {units}", *proof))
     heads = ("By", "Objective", "before", "after", "Units moved", "Outputs differ by", "by a broken permutation")
     note = "Outputs of the permuted network against those before: float64, on test examples, in shares of the largest."
     title = tag("h3", "How the second endpoint was aligned")

@@ -13,18 +13,10 @@ import pandas as pd
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.evaluation.measured import Question
+from modeconn_cli.matching.options import title_of
 from modeconn_cli.report.plots import PathResult
 from modeconn_cli.results import Metrics, read_summary
 from modeconn_cli.runs.find import Found, stands_on_curve
-
-ALIGNED_BY = {
-    "weight": "weight matching",
-    "activation": "activation matching",
-    "straight_through": "the straight-through estimator",
-    "sinkhorn": "Sinkhorn re-basin",
-    "merge_many": "MergeMany",
-    "c2m3": "C2M3's Frank-Wolfe",
-}
 
 
 def read_path(folder: Path, question: Question | None = None) -> PathResult:
@@ -151,5 +143,5 @@ def heading(paths: list[PathResult]) -> str:
     given = [p.summary["task"]["endpoints"] for p in paths]
     ends = dict.fromkeys(given if len({*given}) == 1 else map(endpoints_of, paths))
     methods = methods_of(paths)
-    aligned = f", aligned by {ALIGNED_BY[methods[0]]}" if len(methods) == 1 else ""
+    aligned = f", aligned by {title_of(methods[0])}" if len(methods) == 1 else ""
     return f"{'; '.join(tasks)}, endpoints {', '.join(ends)}{aligned}"

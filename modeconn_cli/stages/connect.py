@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from modeconn_cli.matching.options import Match
+from modeconn_cli.settings import rechosen
 from modeconn_cli.stages.curve import curve_between
 from modeconn_cli.stages.endpoints import Endpoint, endpoints, two_of
 from modeconn_cli.stages.evaluate import MeasuredCurve
@@ -31,12 +29,12 @@ STEPS = 2000  # gradient steps of a curve; more are an option away
 def request(context: Context, aligned: bool = False, curve: bool = False) -> Request:
     """The paths that :func:`paths_between` measures, and their picture."""
     start, end = two_of(endpoints(context), context, NAME)
-    made, measured = paths_between(context, start, end, Match.weight if aligned else None, curve)
+    made, measured = paths_between(context, start, end, "weight" if aligned else None, curve)
     return Request(own=[*made, *measured, Plot(context, measured)], beside=[start, end])
 
 
 def paths_between(
-    context: Context, start: Endpoint, end: Endpoint, aligned: Match | None, curve: bool
+    context: Context, start: Endpoint, end: Endpoint, aligned: str | None, curve: bool
 ) -> tuple[list[Stage], list[MeasuredPath]]:
     """What has to be made, and the paths: the straight line; ``aligned``: also that to the end aligned by this method;
     ``curve``: also a curve between the given ends.
@@ -44,7 +42,7 @@ def paths_between(
     made: list[Stage] = []
     measured: list[MeasuredPath] = [Segment(context, start, end)]
     if aligned is not None:
-        there = context.having(rebasin=replace(context.config.rebasin, method=aligned))
+        there = context.having(rebasin=rechosen(context.config.rebasin, "rebasin", aligned))
         permuted = aligned_end(there, start, end)
         assert permuted is not None
         made.append(permuted)

@@ -14,8 +14,8 @@ from modeconn_cli.evaluation.barriers import resampled_means
 from modeconn_cli.evaluation.evaluator import Scores, metrics, require_same
 from modeconn_cli.evaluation.measured import SPLITS, Question, split_note
 from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
-from modeconn_cli.matching.many import RESTARTS, cycle_consistent, cycle_error, merge_many, pairs_of
-from modeconn_cli.matching.options import Match
+from modeconn_cli.matching.many import cycle_error, pairs_of
+from modeconn_cli.matching.options import Together
 from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.results import SCORES, Result, read_summary, task_note
@@ -26,7 +26,6 @@ from modeconn_cli.symmetry.certificate import certify_all
 from modeconn_cli.tasks.base import Column
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.measuring import keep_scores, question_of, stacked_scores
-from modeconn_cli.work.saving import Saver
 
 
 class Merged(Permuting):
@@ -52,21 +51,14 @@ class Merged(Permuting):
         )
 
     def compute(self, run: Run) -> Result:
-        options, context = self.context.config.rebasin, self.context
+        context = self.context
         module, symmetry, _ = self.traced
         states = [n.state() for n in self.networks]
         names = [n for n, _ in module.named_parameters()]
         here = [{k: v.to(context.device) for k, v in s.items()} for s in states]
-
-        def watch(step: int, objective: float) -> None:
-            context.reporter.progress(min(step + 1, options.sweeps), options.sweeps, f"objective {objective:.4f}")
-            context.signals.check()
-
-        method = merge_many if options.method == Match.merge_many else cycle_consistent
-        restarts = RESTARTS if options.restarts is None else options.restarts
-        permutations, objective = method(
-            symmetry, here, names, options.sweeps, restarts, options.seed, watch, Saver(run, context)
-        )
+        assert isinstance(self.method, Together)
+        matched = self.method.match_all(self.given(states, run))
+        permutations = matched.permutations
         aligned = [symmetry.permute(s, p) for s, p in zip(states, permutations, strict=True)]
         certificate = certify_all(module, symmetry, states, aligned, self.examples())
         for k, (state, found) in enumerate(zip(states, permutations, strict=True)):
@@ -77,9 +69,9 @@ class Merged(Permuting):
         measured, more = self._measure(run, states, aligned)
         more |= {
             "networks": [n.short_name for n in self.networks],
-            "method": str(options.method),
-            "objective": objective,
-            "objective_is": "sum over pairs of inner products",
+            "method": str(self.method.method),
+            "objective": matched.objective,
+            "objective_is": matched.measure,
             "cycle_error": {
                 "this": cycle_error(symmetry, pairs_of(symmetry, permutations), len(states)),
                 "every pair by weight matching": cycle_error(symmetry, apart, len(states)),

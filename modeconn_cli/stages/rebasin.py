@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.buffers import norm_layers
 from modeconn_cli.evaluation.evaluator import metrics, require_same
 from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
-from modeconn_cli.matching.activation import activation_matching
-from modeconn_cli.matching.midpoint import Check, Loss, Parameters
-from modeconn_cli.matching.options import USED_BY, Between, Match, Rebasin, Similarity
-from modeconn_cli.matching.search import Matching
-from modeconn_cli.matching.sinkhorn import sinkhorn_matching
-from modeconn_cli.matching.straight_through import straight_through
-from modeconn_cli.matching.weight import default_restarts, weight_matching
+from modeconn_cli.matching.given import Given
+from modeconn_cli.matching.options import AsTheyAre, Method, Pairwise, Together, methods
 from modeconn_cli.networks import write_state
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.settings import fields_off_default
 from modeconn_cli.stages.endpoints import Endpoint, endpoints, pair_label, two_of
 from modeconn_cli.stages.symmetries import groups_text
 from modeconn_cli.symmetry.certificate import certify_all, refuse_wrong
@@ -40,11 +32,6 @@ from modeconn_cli.work.saving import Saver
 from modeconn_cli.work.stage import Stage
 
 CERTIFIED_ON = 64  # examples
-TOLERANCE = 1e-10  # relative, in float64
-ACTIVATION_BATCH = 100
-
-
-TOGETHER = (Match.merge_many, Match.c2m3)
 
 
 @command(
@@ -57,18 +44,18 @@ TOGETHER = (Match.merge_many, Match.c2m3)
     chooses={"rebasin": "weight"},
 )
 def request(context: Context) -> Request:
-    method, given = context.config.rebasin.method, endpoints(context)
-    if method == Match.none:
+    options, given = context.config.rebasin, endpoints(context)
+    if not isinstance(options, Method):
         raise UserError(
-            "rebasin=none aligns nothing: choose rebasin=weight, activation, straight_through, sinkhorn, merge_many or "
-            "c2m3, or measure the line as it is with modeconn interpolate."
+            f"rebasin={options.method} aligns nothing: choose rebasin={', '.join(methods(Method))}, or measure the "
+            "line as it is with modeconn interpolate."
         )
-    if method in TOGETHER:
+    if isinstance(options, Together):
         return merge(context, given)
     if len(given) > 2:
         raise UserError(
-            f"modeconn rebasin joins two endpoints by rebasin={method}, and {len(given)} are given: "
-            f"use rebasin={' or rebasin='.join(map(str, TOGETHER))} for more."
+            f"modeconn rebasin joins two endpoints by rebasin={options.method}, and {len(given)} are given: "
+            f"use rebasin={' or rebasin='.join(methods(Together))} for more."
         )
     return before_and_after(context, *two_of(given, context, Aligned.name))
 
@@ -86,7 +73,7 @@ def before_and_after(context: Context, start: Endpoint, end: Endpoint) -> Reques
 
     def measured(to: Endpoint, batch_norm: BatchNorm, renormalise: Renormalise) -> Segment:
         options = replace(config.interpolation, batch_norm=batch_norm, renormalise=renormalise)
-        rebasin = config.rebasin if to is aligned else Rebasin()
+        rebasin = config.rebasin if to is aligned else AsTheyAre()
         return Segment(context.having(interpolation=options, rebasin=rebasin), start, to)
 
     has_norm = bool(norm_layers(context.module()))
@@ -117,9 +104,9 @@ def ends_of_path(context: Context, command: str) -> tuple[Endpoint, Endpoint]:
 
 def aligned_end(context: Context, start: Endpoint, end: Endpoint) -> Aligned | None:
     """The second endpoint permuted, where the configuration asks for it."""
-    if context.config.rebasin.method == Match.none:
+    if not isinstance(context.config.rebasin, Method):
         return None
-    if context.config.rebasin.method in TOGETHER:
+    if isinstance(context.config.rebasin, Together):
         raise UserError(
             f"rebasin={context.config.rebasin.method} brings any number of networks together, and a path has two ends: "
             "use it with modeconn rebasin, or another method here."
@@ -136,9 +123,14 @@ class Permuting(Stage):
     groups: ClassVar[tuple[str, ...]] = ("rebasin",)
     VERSION = 5
 
+    @property
+    def method(self) -> Method:
+        options = self.context.config.rebasin
+        assert isinstance(options, Method)
+        return options
+
     def fields(self) -> dict[str, Any]:
-        options = fields_off_default(self.context.config.rebasin)
-        fields = {k: v for k, v in options.items() if k in USED_BY[self.context.config.rebasin.method]}
+        fields = {"method": str(self.method.method), **self.method.own()}
         if "groups" in fields:  # what is in the file, wherever it is
             fields["groups"] = hashlib.sha256(self._groups_text.encode()).hexdigest()
         return fields
@@ -146,25 +138,21 @@ class Permuting(Stage):
     @cached_property
     def traced(self) -> tuple[nn.Module, Symmetry, int]:
         """The network on the CPU, its groups, and the batch that they were traced with."""
-        options = self.context.config.rebasin
-        data = self.context.data_on_host
-        matched = options.method == Match.activation
-        batch = min(ACTIVATION_BATCH, options.examples, len(data.train)) if matched else 2
+        options = self.method
+        batch = options.traced_with(len(self.context.data_on_host.train))
         groups = None if options.groups is None else self._groups_text
-        return self.context.recent(
-            "traced", f"{self.context.task_fields()} {matched} {batch} {groups}", lambda: self._trace(batch)
-        )
+        asked = f"{self.context.task_fields()} {options.takes_graph} {batch} {groups}"
+        return self.context.recent("traced", asked, lambda: self._trace(batch))
 
     def _trace(self, batch: int) -> tuple[nn.Module, Symmetry, int]:
-        options, data = self.context.config.rebasin, self.context.data_on_host
-        matched = options.method == Match.activation
+        options, data = self.method, self.context.data_on_host
         torch.manual_seed(0)
         module = self.context.module().eval()
         if options.groups is not None:
-            if matched:
+            if options.takes_graph:
                 raise UserError(
-                    "rebasin=activation compares what units compute, which takes the graph and not only the groups: "
-                    "drop rebasin.groups, or use rebasin=weight."
+                    f"rebasin={options.method} compares what units compute, which takes the graph and not only the "
+                    "groups: drop rebasin.groups, or use rebasin=weight."
                 )
             symmetry = read_groups(self._groups_text, module.state_dict(), options.groups)
             refuse_wrong(module, symmetry, self.examples(), options.groups)
@@ -179,12 +167,12 @@ class Permuting(Stage):
 
     @cached_property
     def _groups_text(self) -> str:
-        return groups_text(str(self.context.config.rebasin.groups))
+        return groups_text(str(self.method.groups))
 
     def check(self) -> None:
         """Raise UserError now, before anything is written, for a network that cannot be traced or has no symmetry."""
-        options = self.context.config.rebasin
-        for idle in sorted({*fields_off_default(options)} - USED_BY[options.method]):
+        options = self.method
+        for idle in sorted(options.aside):
             self.context.reporter.say(f"rebasin.{idle} changes nothing with rebasin={options.method}")
         if self.locate(False).status == "cached":
             return
@@ -197,6 +185,24 @@ class Permuting(Stage):
             held = ", ".join(symmetry.pinned_by)
             because = f": {held} held every axis in its place" if held else ""
             raise UserError(f"this network has no permutation that leaves its function alone{because}.")
+
+    def given(self, states: Sequence[Mapping[str, Tensor]], run: Run) -> Given:
+        """What the method is given to match these networks."""
+        module, symmetry, batch = self.traced
+        context = self.context
+        return Given(
+            symmetry,
+            module,
+            batch,
+            states,
+            context.task,
+            context.data_on_host,
+            context.device,
+            network=lambda: context.net(0).module,
+            progress=context.reporter.progress,
+            check=context.signals.check,
+            memory=Saver(run, context),
+        )
 
     def examples(self) -> Tensor:
         """Real inputs that functions are compared on."""
@@ -231,9 +237,10 @@ class Aligned(Permuting, Endpoint):
         return self.end
 
     def compute(self, run: Run) -> None:
-        module, symmetry, batch = self.traced
+        module, symmetry, _ = self.traced
         a, b = self.start.state(), self.end.state()
-        found = self._match(module, symmetry, batch, a, b, Saver(run, self.context))
+        assert isinstance(self.method, Pairwise)
+        found = self.method.match(self.given([a, b], run))
         aligned = symmetry.permute(b, found.permutations)
         certificate = certify_all(module, symmetry, [b], [aligned], self.examples())
         write_state(run, "permutation.safetensors", symmetry.moves(b, found.permutations))
@@ -267,118 +274,6 @@ class Aligned(Permuting, Endpoint):
         summary = json.loads((run.folder / "summary.json").read_text())
         keep = ("method", "groups", "objective", "objective_is", "objective_before", "objective_after", "certificate")
         return {**super().found(run), "aligned": {"name": self.end.short_name, **{k: summary[k] for k in keep}}}
-
-    def _match(
-        self,
-        module: nn.Module,
-        symmetry: Symmetry,
-        batch: int,
-        a: dict[str, Tensor],
-        b: dict[str, Tensor],
-        saver: Saver,
-    ) -> Matching:
-        options = self.context.config.rebasin
-        if options.method == Match.activation:
-            return self._match_activations(symmetry, batch, a, b)
-        names = [n for n, _ in module.named_parameters()]
-        first, second = ({n: state[n].to(self.context.device) for n in names} for state in (a, b))
-        if options.method == Match.weight:
-            restarts = default_restarts(symmetry) if options.restarts is None else options.restarts
-            watch = self._watch(restarts + 1)
-            return weight_matching(
-                symmetry, first, second, names, options.seed, restarts, options.sweeps,
-                lambda start, sweep, objective: watch(start, f"sweep {sweep + 1} objective {objective:.4f}"), saver,
-            )  # fmt: skip
-        loss, check = self._losses(a)
-
-        def trained(step: int, value: float) -> None:
-            self.context.reporter.progress(step + 1, options.steps, f"loss {value:.4f}")
-            saver.stop_if_asked()
-
-        if options.method == Match.straight_through:
-            return straight_through(
-                symmetry,
-                first,
-                second,
-                loss,
-                check,
-                options.steps,
-                options.lr or 1e-3,
-                seed=options.seed,
-                watch=trained,
-                memory=saver,
-            )
-        return sinkhorn_matching(
-            symmetry,
-            first,
-            second,
-            None if options.between is Between.l2 else loss,
-            check,
-            options.steps,
-            options.lr or 0.1,
-            options.temperature,
-            options.unrolled,
-            options.between is Between.random,
-            seed=options.seed,
-            watch=trained,
-            memory=saver,
-        )
-
-    def _watch(self, total: int) -> Callable[[int, str], None]:
-        def watch(done: int, note: str) -> None:
-            self.context.reporter.progress(done, total, note)
-            self.context.signals.check()
-
-        return watch
-
-    def _losses(self, a: dict[str, Tensor]) -> tuple[Loss, Check]:
-        """The loss of a network with other parameters, on a step's batch and on examples that stay the same.
-
-        BatchNorm normalises by the batch, as it would after its statistics were reset.
-        """
-        options, task = self.context.config.rebasin, self.context.task
-        data = task.data
-        module = self.context.net(0).module.eval()
-        for layer in norm_layers(module):
-            layer.train()
-        names = {n for n, _ in module.named_parameters()}
-        buffers = {k: v.to(self.context.device) for k, v in a.items() if k not in names}
-        n = len(data.train)
-        fixed = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: options.examples]
-
-        def on(parameters: Parameters, chosen: Tensor) -> Tensor:
-            chosen = chosen.to(data.train.x.device)
-            own = {k: v.clone() for k, v in buffers.items()}
-            batch = task.batch(data.train, chosen)
-            return task.loss(functional_call(module, {**own, **parameters}, (batch.x,)), batch)
-
-        def loss(parameters: Parameters, step: int) -> Tensor:
-            generator = torch.Generator().manual_seed(options.seed * options.steps + step)
-            return on(parameters, torch.randint(n, (min(options.batch_size, n),), generator=generator))
-
-        @torch.no_grad()
-        def check(parameters: Parameters) -> float:
-            return float(on(parameters, fixed))
-
-        return loss, check
-
-    def _match_activations(
-        self, symmetry: Symmetry, batch: int, a: dict[str, Tensor], b: dict[str, Tensor]
-    ) -> Matching:
-        options, data = self.context.config.rebasin, self.context.data_on_host
-        total = max(min(options.examples, len(data.train)) // batch, 1)
-        watch = self._watch(total)
-        done = itertools.count(1)
-
-        def batches() -> Iterator[Tensor]:
-            drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-            for part in drawn[: batch * total].split(batch):
-                yield data.inputs(data.train, part)
-
-        centred = options.similarity is Similarity.correlation
-        return activation_matching(
-            symmetry, a, b, batches(), centred, lambda: watch(min(next(done), total), "comparing units")
-        )
 
 
 def _midpoint(a: Tensor, b: Tensor) -> Tensor:

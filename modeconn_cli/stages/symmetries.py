@@ -10,7 +10,7 @@ import torch
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.runs.directory import writable
-from modeconn_cli.settings import Config, check
+from modeconn_cli.settings import Config, check, rechosen
 from modeconn_cli.symmetry.axes import Axes, fixed
 from modeconn_cli.symmetry.certificate import refuse_wrong
 from modeconn_cli.symmetry.equations import leaves
@@ -46,10 +46,11 @@ def groups_of(
     torch.manual_seed(0)
     module = context.module(task).eval()
     not_traced = None
+    groups = rechosen(config.rebasin, "rebasin", "weight").groups  # set under any method, none too
     try:
-        if config.rebasin.groups is not None:
-            symmetry = read_groups(groups_text(config.rebasin.groups), module.state_dict(), config.rebasin.groups)
-            refuse_wrong(module, symmetry, examples, config.rebasin.groups)
+        if groups is not None:
+            symmetry = read_groups(groups_text(groups), module.state_dict(), groups)
+            refuse_wrong(module, symmetry, examples, groups)
         else:
             symmetry = trace(module, examples)
     except CannotTrace as error:
