@@ -100,4 +100,7 @@ class Task(Protocol):
         """The training objective, a scalar mean over the batch; ``output`` is whatever the network returned."""
 
     def scores(self, output: Any, batch: Batch) -> dict[str, Tensor]:
-        """Every column for every example, each (B,), by column name; unscaled (an error is 0 or 1)."""
+        """Every column for every example, each (B,), by column name; unscaled (an error is 0 or 1).
+
+        A task may also have ``scores_beside_loss``, which leaves out the first: a training step asks for no more.
+        """

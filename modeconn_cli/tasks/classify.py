@@ -62,8 +62,8 @@ class Classify:
         return F.cross_entropy(self.logits(output), batch.y, label_smoothing=self.label_smoothing)
 
     def scores(self, output: Any, batch: Batch) -> dict[str, Tensor]:
-        logits = self.logits(output)
-        return {
-            "nll": F.cross_entropy(logits, batch.y, reduction="none"),
-            "error": logits.argmax(1) != batch.y,
-        }
+        nll = F.cross_entropy(self.logits(output), batch.y, reduction="none")
+        return {"nll": nll, **self.scores_beside_loss(output, batch)}
+
+    def scores_beside_loss(self, output: Any, batch: Batch) -> dict[str, Tensor]:
+        return {"error": self.logits(output).argmax(1) != batch.y}

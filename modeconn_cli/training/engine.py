@@ -16,10 +16,10 @@ from modeconn_cli.weights import FlatModule
 class Engine(Protocol):
     """Everything stays on the device: an engine reads nothing back and draws nothing but the network's dropout."""
 
-    def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
         """At w (P,) on a batch: the loss () and the sums over the batch (C,) of the task's columns but the first; and
-        the gradient (P,) of loss + decay / 2 |w|^2, times ``scale`` () where one is given, which the caller may change
-        until the next call. Scaling here costs no pass over memory.
+        the gradient of loss + decay / 2 |w|^2, times ``scale`` () where one is given, whole, [(P,)], or in pieces, a
+        tensor for each parameter. The caller may change it until the next call. Scaling here costs no pass over memory.
         """
 
 
@@ -28,14 +28,16 @@ class Eager:
 
     Args:
         decay: weight decay that is a term of the objective, and so acts at the point; a decoupled one is not.
+        whole: give the gradient as one vector, which costs a pass over memory; else in pieces, on a CPU.
     """
 
-    def __init__(self, net: FlatModule, task: Task, precision: Precision, decay: float) -> None:
+    def __init__(self, net: FlatModule, task: Task, precision: Precision, decay: float, whole: bool = True) -> None:
         self.net, self.task, self.precision, self.decay = net, task, precision, decay
-        self._gradient_p = torch.zeros_like(net.point)
-        self._parts = net.views(self._gradient_p)
+        self.whole = whole or net.point.device.type != "cpu"
+        self._gradient_p = torch.zeros_like(net.point if self.whole else net.point[:0])
+        self._parts = net.views(self._gradient_p) if self.whole else []
 
-    def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
         net, task = self.net, self.task
         if w_p is not net.point:
             net.bind(w_p)
@@ -45,25 +47,27 @@ class Eager:
         with torch.no_grad():
             sums = loss.new_empty(0)
             if len(task.columns) > 1:
-                scores = task.scores(output, batch)
+                scores = getattr(task, "scores_beside_loss", task.scores)(output, batch)
                 sums = torch.stack([scores[c.name].sum().to(loss.dtype) for c in task.columns[1:]])
         gradients = net.gradients(loss if scale is None else loss * scale)
         with torch.no_grad():
-            self._gather(gradients, scale)
-        return loss.detach(), sums, self._gradient_p
+            share = scale * self.decay if scale is not None and self.decay else None
+            return loss.detach(), sums, self._finish(gradients, share)
 
-    def _gather(self, gradients: list[Tensor], scale: Tensor | None) -> None:
-        """Write the objective's gradient into the flat vector, given the loss's, scaled."""
-        share = None if scale is None else scale * self.decay
-        if self.decay and self._gradient_p.device.type == "cpu":  # one pass over memory in place of two
-            for part, gradient, w in zip(self._parts, gradients, self.net.parameters, strict=True):
+    def _finish(self, gradients: list[Tensor], share: Tensor | None) -> list[Tensor]:
+        """The objective's gradient, given the loss's, scaled, and the scaled decay."""
+        if self.whole and not (self.decay and self._gradient_p.device.type == "cpu"):
+            torch._foreach_copy_(self._parts, gradients)
+            if share is not None:
+                self._gradient_p.addcmul_(self.net.point, share)
+            elif self.decay:
+                self._gradient_p.add_(self.net.point, alpha=self.decay)
+            return [self._gradient_p]
+        if self.decay:
+            # On a CPU what is bound by memory is quickest where the gradient lies, or on its way to the whole vector.
+            for part, gradient, w in zip(self._parts or gradients, gradients, self.net.parameters, strict=True):
                 if share is None:
                     torch.add(gradient, w, alpha=self.decay, out=part)
                 else:
                     torch.addcmul(gradient, w, share, out=part)
-            return
-        torch._foreach_copy_(self._parts, gradients)
-        if self.decay and share is None:
-            self._gradient_p.add_(self.net.point, alpha=self.decay)
-        elif share is not None and self.decay:
-            self._gradient_p.addcmul_(self.net.point, share)
+        return [self._gradient_p] if self.whole else gradients

@@ -24,12 +24,13 @@ from modeconn_cli.families.base import Array, Family, overrides
 from modeconn_cli.families.options import Sampling
 from modeconn_cli.tasks.base import Batch, Task
 from modeconn_cli.training.engine import Eager, Engine
-from modeconn_cli.training.optimizers import make_update
+from modeconn_cli.training.optimizers import make_update, takes_pieces
 from modeconn_cli.training.precision import arithmetic
 from modeconn_cli.training.recipe import Optimizer, Training
 from modeconn_cli.training.schedules import learning_rate
 from modeconn_cli.weights import FlatModule
 
+BLOCK = 1 << 18  # floats that are still in a CPU's cache when the next row is added to them
 CHECK_EVERY = 50  # steps on an accelerator, where reading a loss waits for the device
 
 
@@ -116,18 +117,20 @@ class Trainer:
         self._point = net.point
         # Weight decay acts at the sampled point w, so it reaches a row by the same coefficient as the loss.
         self._decoupled = recipe.weight_decay if recipe.optimizer is Optimizer.adamw else 0.0
-        self.engine = engine or Eager(net, task, recipe.precision, recipe.weight_decay - self._decoupled)
         self._rows = [self.W_kp[k] for k in self.trained]
-        self._update = make_update(recipe, self._rows)
         self._chosen = torch.tensor(self.trained, device=device)
-        # Several rows need a gradient each; a single one's is the point's, scaled where it is.
-        own = overrides(family, "force") or overrides(family, "penalty")
-        self._force_tp = torch.empty(len(self.trained), len(net.point), dtype=net.point.dtype, device=device)
-        self._scales_loss = len(self.trained) == 1 and not own and not self.moves_with_row
-        if own or len(self.trained) == 1:
-            self._force_tp = self._force_tp[:0]
+        # Several rows need a gradient each. A path's only one has the point's, scaled where it is, in pieces if it may.
+        self._own_force = overrides(family, "force") or overrides(family, "penalty")
+        self._scales_loss = len(self.trained) == 1 and not self._own_force and not self.moves_with_row
+        rows_of_gradient = len(self.trained) if len(self.trained) > 1 and not self._own_force else 0
+        self._force_tp = torch.empty(rows_of_gradient, len(net.point), dtype=net.point.dtype, device=device)
+        pieces = self._scales_loss and engine is None and device.type == "cpu" and takes_pieces(recipe)
+        self._update = make_update(recipe, self._rows, net.views if pieces else None)
+        self.engine = engine or Eager(net, task, recipe.precision, recipe.weight_decay - self._decoupled, not pieces)
         # With few rows and no negative share, interpolating row by row is quicker on a CPU than a matrix product.
         self._interpolates = False
+        block = BLOCK if device.type == "cpu" else len(self._point)
+        self._blocks = [*zip(*(v.split(block) for v in (self._point, *self.W_kp)), strict=True)]
         self._drawn: OnDevice | None = None
         self._at = torch.zeros(1, dtype=torch.int64, device=device)  # the step's number in its epoch
         self._steps = torch.arange(self.steps_per_epoch, device=device)
@@ -220,12 +223,12 @@ class Trainer:
         shares = c.index_select(0, self._chosen)
         self._form_point(c)
         with torch.enable_grad():
-            loss, sums, g = self.engine.gradient(self._point, batch, shares[0] if self._scales_loss else None)
+            loss, sums, gradient = self.engine.gradient(self._point, batch, shares[0] if self._scales_loss else None)
         if self._decoupled:
             shrink = (lr * -self._decoupled).to(c.dtype) * shares
             for row, share in zip(self._rows, shrink.split(1), strict=True):
                 row.addcmul_(self._point, share)
-        self._update.step(self._forces(g, c, shares), lr)
+        self._update.step(self._forces(gradient, c, shares), lr)
         return torch.cat([loss.view(1), sums]).to(self._log.dtype)
 
     def _form_point(self, c: Tensor) -> None:
@@ -237,20 +240,20 @@ class Trainer:
             return
         so_far = c.cumsum(0)
         weights = torch.where(so_far > 0, c / so_far, 1.0).split(1)  # a row before any share is replaced by the next
-        before = self.W_kp[0]
-        for row, weight in zip(self.W_kp[1:], weights[1:], strict=True):
-            before = torch.lerp(before, row, weight, out=self._point)
+        for point, before, *others in self._blocks:
+            for row, weight in zip(others, weights[1:], strict=True):
+                before = torch.lerp(before, row, weight, out=point)
 
-    def _forces(self, g_p: Tensor, c: Tensor, shares: Tensor) -> list[Tensor]:
-        """dW (P,) of each trained row."""
-        own_force, own_penalty = overrides(self.family, "force"), overrides(self.family, "penalty")
-        if own_force or own_penalty:
+    def _forces(self, gradient: list[Tensor], c: Tensor, shares: Tensor) -> list[Tensor]:
+        """dW (P,) of each trained row, or the pieces of the only one's."""
+        if self._scales_loss or (self.moves_with_row and not self._own_force):
+            return gradient
+        (g_p,) = gradient
+        if self._own_force:
             force = self.family.force(g_p, self.W_kp, c)
-            if own_penalty:
+            if overrides(self.family, "penalty"):
                 force = force + self._penalty_gradient()
             return [*force.index_select(0, self._chosen)]
-        if self.moves_with_row or self._scales_loss:
-            return [g_p]
         return [*torch.mul(shares[:, None], g_p, out=self._force_tp)]
 
     def _penalty_gradient(self) -> Tensor:

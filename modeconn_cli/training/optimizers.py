@@ -1,13 +1,13 @@
 """Update rules for the trained rows: torch's own kernels, called without torch.optim.Optimizer around them.
 
 Its bookkeeping is several percent of a small network's step, and the rows' gradients are computed, not
-accumulated, so there is nothing for it to keep. A row is one flat vector, which one fused kernel moves whole. Weight
-decay is not here: the loop applies it at the point.
+accumulated, so there is nothing for it to keep. A row is one flat vector, which one fused kernel moves, whole or by the
+pieces its gradient comes in. Weight decay is not here: the loop applies it at the point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch.optim.sgd import sgd
 from modeconn_cli.training.recipe import Optimizer, Training
 
 Tensors = list[Tensor]
+Cut = Callable[[Tensor], Tensors]
 
 
 class Update(Protocol):
@@ -26,22 +27,24 @@ class Update(Protocol):
     memory: dict[str, Tensors]
 
     def step(self, gradients: Tensors, lr: Tensor) -> None:
-        """Move every row, given a gradient for each and the learning rate (), which is not read back."""
+        """Move rows, given their gradients (or their pieces') in turn and the learning rate (), which is not read back."""
 
 
 class Momentum:
     """SGD with heavy-ball or Nesterov momentum."""
 
-    def __init__(self, recipe: Training, rows: Tensors) -> None:
-        self.recipe, self.rows = recipe, rows
+    def __init__(self, recipe: Training, rows: Tensors, cut: Cut) -> None:
+        self.recipe = recipe
         # From zero, the first step's velocity is the gradient itself, as torch.optim.SGD has it.
         self.memory = {"velocity": [torch.zeros_like(p) for p in rows] if recipe.momentum else []}
+        self._rows = [piece for row in rows for piece in cut(row)]
+        self._velocity = [piece for row in self.memory["velocity"] for piece in cut(row)]
 
     def step(self, gradients: Tensors, lr: Tensor) -> None:
         sgd(
-            self.rows,
+            self._rows,
             gradients,
-            [*self.memory["velocity"]] or [None] * len(gradients),
+            [*self._velocity] or [None] * len(gradients),
             fused=_has_fused_kernel(gradients),
             weight_decay=0.0,
             momentum=self.recipe.momentum,
@@ -82,9 +85,14 @@ class Adam:
         )
 
 
-def make_update(recipe: Training, rows: Tensors) -> Update:
-    """The recipe's rule over rows of W, which it moves in place."""
-    return (Momentum if recipe.optimizer is Optimizer.sgd else Adam)(recipe, rows)
+def takes_pieces(recipe: Training) -> bool:
+    """Whether the recipe's rule needs no gradient whole. Adam's kernel counts its steps once a tensor."""
+    return recipe.optimizer is Optimizer.sgd
+
+
+def make_update(recipe: Training, rows: Tensors, cut: Cut | None = None) -> Update:
+    """The recipe's rule over rows of W, which it moves in place; ``cut`` gives the pieces that gradients come in."""
+    return Momentum(recipe, rows, cut or (lambda row: [row])) if takes_pieces(recipe) else Adam(recipe, rows)
 
 
 def _has_fused_kernel(tensors: Sequence[Tensor]) -> bool:
