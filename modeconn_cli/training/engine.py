@@ -16,10 +16,11 @@ from modeconn_cli.weights import FlatModule
 class Engine(Protocol):
     """Everything stays on the device: an engine reads nothing back and draws nothing but the network's dropout."""
 
-    def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """At w (P,) on a batch: the loss () and the sums over the batch (C,) of the task's columns but the first; and
-        the gradient of loss + decay / 2 |w|^2, times ``scale`` () where one is given, whole, [(P,)], or in pieces, a
-        tensor for each parameter. The caller may change it until the next call. Scaling here costs no pass over memory.
+    def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """At w (P,) on a batch: the loss, and after it the sums over the batch of the task's columns but the first, (C,)
+        of w's type; and the gradient of loss + decay / 2 |w|^2, times ``scale`` () where one is given, whole, [(P,)], or
+        in pieces, a tensor for each parameter. The caller may change it until the next call. Scaling costs no pass over
+        memory here.
         """
 
 
@@ -37,7 +38,7 @@ class Eager:
         self._gradient_p = torch.zeros_like(net.point if self.whole else net.point[:0])
         self._parts = net.views(self._gradient_p) if self.whole else []
 
-    def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         net, task = self.net, self.task
         if w_p is not net.point:
             net.bind(w_p)
@@ -45,14 +46,14 @@ class Eager:
             output = net(batch.x)
             loss = task.loss(output, batch)
         with torch.no_grad():
-            sums = loss.new_empty(0)
+            log = [loss.detach().to(w_p.dtype)]
             if len(task.columns) > 1:
                 scores = getattr(task, "scores_beside_loss", task.scores)(output, batch)
-                sums = torch.stack([scores[c.name].sum().to(loss.dtype) for c in task.columns[1:]])
+                log += [scores[c.name].sum(dtype=w_p.dtype) for c in task.columns[1:]]
         gradients = net.gradients(loss if scale is None else loss * scale)
         with torch.no_grad():
             share = scale * self.decay if scale is not None and self.decay else None
-            return loss.detach(), sums, self._finish(gradients, share)
+            return torch.stack(log), self._finish(gradients, share)
 
     def _finish(self, gradients: list[Tensor], share: Tensor | None) -> list[Tensor]:
         """The objective's gradient, given the loss's, scaled, and the scaled decay."""

@@ -30,7 +30,6 @@ from modeconn_cli.training.recipe import Optimizer, Training
 from modeconn_cli.training.schedules import learning_rate
 from modeconn_cli.weights import FlatModule
 
-BLOCK = 1 << 18  # floats that are still in a CPU's cache when the next row is added to them
 CHECK_EVERY = 50  # steps on an accelerator, where reading a loss waits for the device
 
 
@@ -129,8 +128,6 @@ class Trainer:
         self.engine = engine or Eager(net, task, recipe.precision, recipe.weight_decay - self._decoupled, not pieces)
         # With few rows and no negative share, interpolating row by row is quicker on a CPU than a matrix product.
         self._interpolates = False
-        block = BLOCK if device.type == "cpu" else len(self._point)
-        self._blocks = [*zip(*(v.split(block) for v in (self._point, *self.W_kp)), strict=True)]
         self._drawn: OnDevice | None = None
         self._at = torch.zeros(1, dtype=torch.int64, device=device)  # the step's number in its epoch
         self._steps = torch.arange(self.steps_per_epoch, device=device)
@@ -223,13 +220,13 @@ class Trainer:
         shares = c.index_select(0, self._chosen)
         self._form_point(c)
         with torch.enable_grad():
-            loss, sums, gradient = self.engine.gradient(self._point, batch, shares[0] if self._scales_loss else None)
+            log, gradient = self.engine.gradient(self._point, batch, shares[0] if self._scales_loss else None)
         if self._decoupled:
             shrink = (lr * -self._decoupled).to(c.dtype) * shares
             for row, share in zip(self._rows, shrink.split(1), strict=True):
                 row.addcmul_(self._point, share)
         self._update.step(self._forces(gradient, c, shares), lr)
-        return torch.cat([loss.view(1), sums]).to(self._log.dtype)
+        return log
 
     def _form_point(self, c: Tensor) -> None:
         """w = c @ W, where the network is not itself a row of W."""
@@ -240,9 +237,9 @@ class Trainer:
             return
         so_far = c.cumsum(0)
         weights = torch.where(so_far > 0, c / so_far, 1.0).split(1)  # a row before any share is replaced by the next
-        for point, before, *others in self._blocks:
-            for row, weight in zip(others, weights[1:], strict=True):
-                before = torch.lerp(before, row, weight, out=point)
+        before = self.W_kp[0]
+        for row, weight in zip(self.W_kp[1:], weights[1:], strict=True):
+            before = torch.lerp(before, row, weight, out=self._point)
 
     def _forces(self, gradient: list[Tensor], c: Tensor, shares: Tensor) -> list[Tensor]:
         """dW (P,) of each trained row, or the pieces of the only one's."""

@@ -27,7 +27,7 @@ class Update(Protocol):
     memory: dict[str, Tensors]
 
     def step(self, gradients: Tensors, lr: Tensor) -> None:
-        """Move rows, given their gradients (or their pieces') in turn and the learning rate (), which is not read back."""
+        """Move rows, given their gradients or pieces in turn and the learning rate (), which is not read back."""
 
 
 class Momentum:
