@@ -17,10 +17,9 @@ class Engine(Protocol):
     """Everything stays on the device: an engine reads nothing back and draws nothing but the network's dropout."""
 
     def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """At w (P,) on a batch: the loss, and after it the sums over the batch of the task's columns but the first, (C,)
-        of w's type; and the gradient of loss + decay / 2 |w|^2, times ``scale`` () where one is given, whole, [(P,)], or
-        in pieces, a tensor for each parameter. The caller may change it until the next call. Scaling costs no pass over
-        memory here.
+        """At w (P,) on a batch: the loss and after it the sums over the batch of the task's columns but the first, (C,)
+        of w's type; and the gradient of loss + decay / 2 |w|^2, times ``scale`` () where one is given: whole, [(P,)], or
+        in pieces, a tensor for each parameter. It is the caller's to change. Scaling costs no pass over memory here.
         """
 
 
