@@ -18,7 +18,7 @@ class Engine(Protocol):
 
     def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """At w (P,) on a batch: the loss and after it the sums over the batch of the task's columns but the first, (C,)
-        of w's type; and the gradient of loss + decay / 2 |w|^2, times ``scale`` () where one is given: whole, [(P,)], or
+        of w's type; and the gradient of loss + decay / 2 |w|^2, times ``scale`` (), where given: whole, [(P,)], or
         in pieces, a tensor for each parameter. It is the caller's to change. Scaling costs no pass over memory here.
         """
 
