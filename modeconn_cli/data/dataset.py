@@ -20,7 +20,7 @@ from torch import Tensor
 from modeconn_cli.data.arrays import Targets
 from modeconn_cli.data.augment import Augment, AugmentDraw
 from modeconn_cli.data.formats import Raw
-from modeconn_cli.data.options import Dataset, SplitBy
+from modeconn_cli.data.options import Dataset, Examples, SplitBy
 from modeconn_cli.data.sources import checksum, how_to_get, random_state, read, search
 from modeconn_cli.errors import UserError
 
@@ -51,7 +51,8 @@ class Data:
     ``test`` is the split to report: the validation split, named so, with ``use_test=false``.
     ``mean`` and ``std`` broadcast against one batch (N, *shape); for uint8 they are on the 0..1 scale. ``classes``
     is None where the targets are numbers; ``class_names`` are the labels as they were stored, where not 0, 1, 2.
-    With ``integers`` inputs reach the network as they are.
+    With ``integers`` inputs reach the network as they are. ``statistics_draw`` augments the
+    training examples that statistics of units are taken on, BatchNorm's, REPAIR's and matching's; None: clean ones.
     """
 
     train: Split
@@ -65,6 +66,7 @@ class Data:
     checksum: str
     class_names: tuple[str, ...] | None = None
     integers: bool = False
+    statistics_draw: AugmentDraw | None = None
 
     @property
     def targets(self) -> int:
@@ -100,7 +102,12 @@ class Data:
             test=test,
             mean=self.mean.to(device),
             std=self.std.to(device),
+            statistics_draw=None if self.statistics_draw is None else self.statistics_draw.to(device),
         )
+
+    def for_statistics(self, index: Tensor) -> AugmentDraw | None:
+        """What training examples are augmented by where statistics of units are taken; None for clean ones."""
+        return None if self.statistics_draw is None else self.statistics_draw[index]
 
     def inputs(self, split: Split, index: Tensor | slice, draw: AugmentDraw | None = None) -> Tensor:
         """The examples at ``index`` as a normalised float32 batch (B, *shape), augmented by ``draw``.
@@ -115,8 +122,10 @@ class Data:
         if x.dtype == torch.uint8:
             scale, shift = self._fused
             x = x.float()
-            return torch.addcmul(shift, x, scale, out=x)  # in place: a batch's memory is dear to allocate
-        return (x - self.mean) / self.std  # fusing would lose digits where the mean is large
+            x = torch.addcmul(shift, x, scale, out=x)  # in place: a batch's memory is dear to allocate
+        else:
+            x = (x - self.mean) / self.std  # fusing would lose digits where the mean is large
+        return x if draw is None else self.augment.cut(x, draw)
 
     @cached_property
     def _fused(self) -> tuple[Tensor, Tensor]:
@@ -152,12 +161,32 @@ def prepare(raw: Raw, digest: str, dataset: Dataset) -> Data:
         reported, test = test, change(test)
         if validation is not None:
             validation = test if validation is reported else change(validation)
-    if dataset.crop_padding or dataset.flip:
-        _refuse_other_than_images("crop_padding" if dataset.crop_padding else "flip", shape)
     mean, std = _normalisation(train.x, dataset)
-    augment = Augment(dataset.crop_padding, dataset.flip)
+    augment = _augmentation(dataset, shape)
+    drawn = None
+    if dataset.statistics == Examples.augmented:
+        drawn = augment.draw(len(train), torch.Generator().manual_seed(0))
     integers = raw.x.dtype == torch.int64
-    return Data(train, validation, test, raw.classes, shape, mean, std, augment, digest, raw.class_names, integers)
+    names = raw.class_names
+    return Data(train, validation, test, raw.classes, shape, mean, std, augment, digest, names, integers, drawn)
+
+
+def _augmentation(dataset: Dataset, shape: tuple[int, ...]) -> Augment:
+    augment = Augment(dataset.crop_padding, dataset.flip, dataset.cutout)
+    for option in ("crop_padding", "flip", "cutout"):
+        if getattr(augment, option):
+            _refuse_other_than_images(option, shape)
+    if dataset.cutout > min(shape[1:], default=0):
+        raise UserError(
+            f"dataset.cutout={dataset.cutout} is larger than the {shape[1]}x{shape[2]} images; set at most "
+            f"{min(shape[1:])}, or 0"
+        )
+    if dataset.statistics == Examples.augmented and not augment.active:
+        raise UserError(
+            "dataset.statistics=augmented, and nothing augments these examples: set dataset.crop_padding, dataset.flip "
+            "or dataset.cutout, or leave it clean"
+        )
+    return augment
 
 
 # --------------------------------------------------------------------------------------------- splitting

@@ -32,6 +32,11 @@ class SplitBy(Name):
     random = "random"
 
 
+class Examples(Name):
+    clean = "clean"
+    augmented = "augmented"
+
+
 class Channels(Name):
     auto = "auto"
     first = "first"
@@ -68,6 +73,16 @@ class DatasetBase:
     pad_to: int | None = option(None, "Zero-pad images (shrunk ones) to this height and width; null leaves them.", ge=1)
     crop_padding: int = option(0, "Augmentation: random crop after zero padding by this many pixels; 0 is off.", ge=0)
     flip: bool = option(False, "Augmentation: horizontal flip with probability one half.")
+    cutout: int = option(
+        0,
+        "Augmentation: a square of so many pixels a side, anywhere inside the image, set to the mean; 0 is off.",
+        ge=0,
+    )
+    statistics: Examples = option(
+        Examples.clean,
+        "Training examples that statistics of units are taken on, BatchNorm's, REPAIR's and activation matching's: "
+        "clean, or augmented by one fixed draw.",
+    )
     data_dir: str | None = option(
         None, "Where the files are; null looks in $MODECONN_DATA, ./data and system folders.", identity=False
     )

@@ -84,7 +84,7 @@ class Evaluator:
             yield self.task.batch(split, slice(start, start + size))
 
     def reestimate(self) -> None:
-        """Estimate BatchNorm statistics at the network's present point on clean training data.
+        """Estimate BatchNorm statistics at the network's present point on training data, clean or augmented once.
 
         Statistics depend on the batches they are averaged over, so these are the same whatever
         ``options.batch_size``: of BATCH_NORM_BATCH examples, shuffled once and for all.
@@ -95,7 +95,8 @@ class Evaluator:
         batches = self._bn_order.split(BATCH_NORM_BATCH)
         if len(batches) > 1 and len(batches[-1]) == 1:  # one example has no variance
             batches = batches[:-1]
-        return (self.task.batch(self.task.data.train, index).x for index in batches)
+        data = self.task.data
+        return (self.task.batch(data.train, index, data.for_statistics(index)).x for index in batches)
 
     @torch.no_grad()
     def score(self, split: Split) -> Scores:

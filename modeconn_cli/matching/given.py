@@ -81,7 +81,7 @@ class Given:
         def batches() -> Iterator[Tensor]:
             drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
             for part in drawn[: self.batch * total].split(self.batch):
-                yield data.inputs(data.train, part)
+                yield data.inputs(data.train, part, data.for_statistics(part))
 
         return total, batches()
 

@@ -175,7 +175,7 @@ def end_points(net: FlatModule, start: Endpoint, end: Endpoint) -> Tensor:
     """
     states = [start.state(), end.state()]
     W_2p = torch.stack([net.flatten(s) for s in states])
-    if torch.equal(W_2p[0], W_2p[1]) and end.original is end:  # not where re-basin brought them together
+    if torch.equal(W_2p[0], W_2p[1]) and end.aligned_by is None:  # which may bring them together
         raise UserError(
             "the two endpoints are the same point of weight space, so there is no path between them: give two "
             "different seeds or checkpoints."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -205,7 +206,15 @@ def recorded_metrics(folder: Path) -> dict[str, float]:
 
 
 def endpoints(context: Context) -> list[Endpoint]:
-    """The endpoints that the configuration names: trained from seeds, or taken from files and runs."""
+    """The endpoints that the configuration names: trained, or taken from files and runs, and fused if it says so."""
+    from modeconn_cli.stages.fused import fused_endpoints
+
+    options = copy.copy(context.config.endpoints)  # dataclasses.replace would forget endpoints.from
+    options.fuse = False
+    return fused_endpoints(context, _whole_endpoints(context.having(endpoints=options)))
+
+
+def _whole_endpoints(context: Context) -> list[Endpoint]:
     from modeconn_cli.stages.imported import imported_endpoints
 
     options, seed = context.config.endpoints, context.config.seed

@@ -234,7 +234,7 @@ class Aligned(Permuting, Endpoint):
 
     @property
     def original(self) -> Endpoint:
-        return self.end
+        return self.end.original
 
     def compute(self, run: Run) -> None:
         module, symmetry, _ = self.traced

@@ -42,23 +42,33 @@ def trace(module: nn.Module, example: Tensor) -> Symmetry:
     Raises:
         CannotTrace: torch.export does not get through the module.
     """
+    program = export(module, example, decomposed=True)
+    try:
+        return _Walk(program, module).symmetry()
+    except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode:
+        raise CannotTrace(f"{type(module).__name__} cannot be traced: a shape in it depends on the data") from None
+
+
+def export(module: nn.Module, example: Tensor, decomposed: bool = False) -> torch.export.ExportedProgram:
+    """The graph of a module in evaluation mode; decomposed, of PyTorch's core operations alone.
+
+    Raises:
+        CannotTrace: torch.export does not get through the module.
+    """
     mode = module.training
     try:
         # torch prints pages about what it cannot trace; a line is raised here instead.
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.CRITICAL)
-            program = torch.export.export(module.eval(), (example,)).run_decompositions()
+            program = torch.export.export(module.eval(), (example,))
+            return program.run_decompositions() if decomposed else program
     except Exception as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         said = said.partition(" (unhinted")[0]  # names of symbols that are torch's own
         raise CannotTrace(f"{type(module).__name__} cannot be traced{_culprit(error)}: {said}") from error
     finally:
         module.train(mode)
-    try:
-        return _Walk(program, module).symmetry()
-    except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode:
-        raise CannotTrace(f"{type(module).__name__} cannot be traced: a shape in it depends on the data") from None
 
 
 def _culprit(error: BaseException) -> str:

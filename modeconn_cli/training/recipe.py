@@ -107,6 +107,11 @@ class Endpoints(Training):
     init_from: str | None = option(
         None, "Train on from this network, every endpoint with its own order: a file, or RUN, RUN@epoch=20, RUN@t=0.3."
     )
+    fuse: bool = option(
+        False,
+        "Fold every BatchNorm into the linear map or convolution before it, once trained or read: paths are then "
+        "between the networks without norms that compute the same.",
+    )
 
     @property
     def references(self) -> list[str] | None:

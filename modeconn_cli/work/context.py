@@ -22,6 +22,8 @@ from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.evaluation.options import Interpolation
 from modeconn_cli.models import build as models
 from modeconn_cli.settings import Config, fields_off_default
+from modeconn_cli.symmetry.fusing import Fusion, find_fusion, fused
+from modeconn_cli.symmetry.graph import CannotTrace
 from modeconn_cli.targets import Target
 from modeconn_cli.tasks.base import Task
 from modeconn_cli.tasks.make import make_task
@@ -128,18 +130,45 @@ class Context:
     def module(self, task: tuple[tuple[int, ...], int] | None = None) -> nn.Module:
         """The architecture, freshly initialised from the global generator, on the present default device.
 
+        With endpoints.fuse it is without the norms that can be folded into the layers before them.
+
         Args:
             task: shape of one input, and classes; None: those of the data set.
 
         Raises:
             UserError: it does not fit the data set.
         """
-        family = str(self.config.architecture.family)
         if task is not None:
-            return models.build(family, *task, **self._options)
-        mine = self.task_on_host
+            return models.build(str(self.config.architecture.family), *task, **self._options)
+        return fused(self._whole(), self.fusion) if self.config.endpoints.fuse else self._whole()
+
+    def _whole(self) -> nn.Module:
+        mine, family = self.task_on_host, str(self.config.architecture.family)
         shape, largest = mine.data.shape, mine.data.largest
         return models.build(family, shape, mine.outputs, mine.answers, largest, **self._options)
+
+    @property
+    def fusion(self) -> Fusion:
+        """The norms of the architecture that endpoints.fuse folds into the layers before them.
+
+        Raises:
+            UserError: there are none, or the network cannot be traced.
+        """
+        return self.recent("fusion", f"{self.task_fields()}", self._find_fusion)
+
+    def _find_fusion(self) -> Fusion:
+        data = self.data_on_host
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                found = find_fusion(self._whole().eval(), data.inputs(data.train, slice(0, 2)))
+        except CannotTrace as error:
+            raise UserError(f"{error}. Its norms cannot be found: go without endpoints.fuse.") from None
+        if not found.pairs:
+            raise UserError(
+                f"endpoints.fuse=true folds BatchNorm into the layer before it, and this network has none that can be: "
+                f"{found.remark or 'it has no norm'}. Go without it."
+            )
+        return found
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -204,6 +233,8 @@ class Context:
             fields["task"] = {"kind": str(self.config.task.kind), **fields_off_default(self.config.task)}
             if target := getattr(self.config.task, "target", None):
                 fields["task"]["code"] = Target(target, "task").checksum
+        if self.config.endpoints.fuse:
+            fields["architecture"]["fused"] = True
         target = getattr(architecture, "target", None)
         if target:
             fields["architecture"]["code"] = models.source_checksum(target)

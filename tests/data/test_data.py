@@ -972,6 +972,69 @@ def test_batched_augmentation_equals_one_image_at_a_time(
     assert torch.equal(out, torch.stack(expected))
 
 
+@light
+@given(
+    n=st.integers(1, 6),
+    channels=st.integers(1, 3),
+    height=st.integers(2, 7),
+    width=st.integers(2, 7),
+    side=st.integers(1, 7),
+    seed=st.integers(0, 99),
+)
+def test_cutout_equals_one_image_at_a_time(
+    n: int, channels: int, height: int, width: int, side: int, seed: int
+) -> None:
+    side = min(side, height, width)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, channels, height, width, generator=generator) + 1
+    augment = Augment(cutout=side)
+    draw = augment.draw(n, generator)
+    expected = x.clone()
+    for image, (down, across) in zip(expected, draw.cuts.tolist(), strict=True):
+        top, left = int(down * (height - side + 1)), int(across * (width - side + 1))
+        image[:, top : top + side, left : left + side] = 0
+    out = augment.cut(augment.apply(x, draw), draw)
+    assert torch.equal(out, expected)
+    assert ((out == 0).sum((1, 2, 3)) == channels * side**2).all()  # wholly inside, every time
+
+
+def test_cutout_reaches_every_place_and_leaves_the_other_draws_alone() -> None:
+    draw = Augment(2, True, 3).draw(4000, torch.Generator().manual_seed(0))
+    without = Augment(2, True).draw(4000, torch.Generator().manual_seed(0))
+    assert torch.equal(draw.offsets, without.offsets)
+    assert torch.equal(draw.flips, without.flips)
+    images = Augment(cutout=3).cut(torch.ones(4000, 1, 6, 6), draw)[:, 0]
+    corners = torch.stack([(images[:, i : i + 3, j : j + 3] == 0).all(-1).all(-1) for i in range(4) for j in range(4)])
+    assert (corners.sum(0) == 1).all()
+    assert (corners.sum(1) - 250).abs().max() < 93  # six standard deviations of a fair draw
+
+
+def test_what_is_cut_out_is_the_mean(tmp_path: Path) -> None:
+    x, y = images(8, (3, 6, 6))
+    options = write_npz(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    data = load(replace(options, cutout=6))
+    draw = data.augment.draw(8, torch.Generator().manual_seed(0))
+    assert not data.inputs(data.train, slice(None), draw).any()
+    with pytest.raises(UserError, match=r"dataset\.cutout=7 is larger than the 6x6 images; set at most 6, or 0"):
+        load(replace(options, cutout=7))
+
+
+def test_statistics_are_taken_on_one_augmented_draw_where_asked(tmp_path: Path) -> None:
+    x, y = images(8, (3, 6, 6))
+    options = write_npz(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    some = torch.tensor([1, 5])
+    assert load(replace(options, crop_padding=2)).for_statistics(some) is None
+    data = load(replace(options, crop_padding=2, flip=True, statistics="augmented"))
+    draw = data.for_statistics(some)
+    assert draw is not None
+    again = load(replace(options, crop_padding=2, flip=True, statistics="augmented")).to("cpu").for_statistics(some)
+    assert again is not None
+    assert torch.equal(draw.offsets, again.offsets)
+    assert not torch.equal(data.inputs(data.train, some, draw), data.inputs(data.train, some))
+    with pytest.raises(UserError, match=r"nothing augments these examples: set dataset\.crop_padding"):
+        load(replace(options, statistics="augmented"))
+
+
 def test_draws_cover_what_they_may_and_nothing_else() -> None:
     draw = Augment(2, True).draw(4000, torch.Generator().manual_seed(0))
     for column in draw.offsets.T:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from modeconn_cli.data.dataset import Split
+from modeconn_cli.data.dataset import Augment, Split
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation.buffers import norm_layers, reestimate
 from modeconn_cli.evaluation.evaluator import Evaluator, Scores, gram, metrics, require_same, search_maximum
@@ -510,3 +510,19 @@ def test_an_endpoint_that_was_recorded_is_reproduced_in_batches_of_another_size(
         scores = Evaluator(FlatModule(module), Classify(data), replace(options(), batch_size=size)).scores()
         found.append(metrics(scores))
     require_same(found[0], found[1], "end", COLUMNS)
+
+
+def test_statistics_of_augmented_examples(make_data):
+    """BatchNorm's are those of the data set's one draw, in the shuffled order's batches; scores stay clean."""
+    data = make_data(n=9, shape=(2, 4, 4), dtype=torch.float32)
+    augment = Augment(1, True)
+    draw = augment.draw(9, torch.Generator().manual_seed(0))
+    data = replace(data, augment=augment, statistics_draw=draw)
+    net = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3))
+    evaluator = Evaluator(FlatModule(net), Classify(data), options())
+    evaluator.reestimate()
+    x = (augment.apply(data.train.x, draw) - data.mean) / data.std
+    torch.testing.assert_close(net[0].running_mean, x.mean((0, 2, 3)))
+    torch.testing.assert_close(net[0].running_var, x.var((0, 2, 3)), rtol=0.01, atol=0.01)
+    clean = F.cross_entropy(net.eval()(normalised(data, data.train)), data.train.y, reduction="none")
+    torch.testing.assert_close(evaluator.scores()["train"].columns["nll"], clean.detach(), rtol=1e-5, atol=1e-5)

@@ -362,10 +362,10 @@ def test_labels_and_places_are_no_identity() -> None:
 
 # A digest leaves defaults out, so the defaults are part of what every digest means.
 FINGERPRINTS = {
-    "dataset/_dataset": "47ef989c639a9d44",
-    "dataset/_two_spirals": "d133e85f523c3eff",
-    "dataset/_arrays": "09124d71c4778a4c",
-    "dataset/_custom": "a9b2726df5baa24f",
+    "dataset/_dataset": "85cba4bb39258232",
+    "dataset/_two_spirals": "d12d94c41d462b9e",
+    "dataset/_arrays": "4696a81ca9f6a8da",
+    "dataset/_custom": "9de41bf3903d5eaf",
     "task/_task": "5dc1e849e964e8eb",
     "task/_regress": "86353c6336fc2a9b",
     "task/_custom": "24dbe8915def7842",
@@ -378,7 +378,7 @@ FINGERPRINTS = {
     "architecture/_vit": "9d3fb35e903b0e4e",
     "architecture/_torchvision": "16ee61b22d41ce86",
     "architecture/_custom": "5e1c85b019b60bc5",
-    "endpoints/_endpoints": "a0f0c3be451d70ba",
+    "endpoints/_endpoints": "4d617a1a66fa33cf",
     "curve/_bezier": "5826bdd1379aae5a",
     "curve/_chain": "81800b9ffaba4b07",
     "curve/_custom": "90b5ec789cc74661",
