@@ -1,6 +1,11 @@
 """The ways a run can end other than well. Every message is one line: the thing, what is allowed, what to do."""
 
 
+def one_line(text: str) -> str:
+    """Text from a file or from another's code, fit for a message: spaces for what breaks lines, ? for control codes."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
 class UserError(Exception):
     """The request cannot be carried out as asked (bad value, missing file). Exit code 2, nothing written."""
 

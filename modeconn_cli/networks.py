@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from modeconn_cli.checkpoints import read_state as read_state
 from modeconn_cli.errors import UserError
 from modeconn_cli.runs.directory import Run
+from modeconn_cli.states import unpacked
 
 if TYPE_CHECKING:
     from modeconn_cli.weights import FlatModule
 
 CHECKPOINT = "checkpoint.safetensors"  # what a stage made, in its run directory
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
-WRAPPERS = ("model_state", "state_dict", "model", "model_state_dict")
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,17 @@ class Network:
     held: Mapping[str, Tensor] | None = None
 
     def state(self) -> dict[str, Tensor]:
-        """Its tensors by name, on the CPU: parameters, and buffers unless it is a control point.
+        """Its state_dict, on the CPU: parameters, and buffers and extra state unless it is a control point.
 
         Raises:
             UserError: the file is not readable.
         """
         if self.held is not None:
-            return dict(self.held)
+            return unpacked(self.held)
         assert self.file is not None
         state = read_state(self.file)
         if self.row is None:
-            return state
+            return unpacked(state)
         prefix = f"{self.row}."
         return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
@@ -135,14 +134,23 @@ def write_state(run: Run, name: str, state: Mapping[str, Tensor], metadata: Mapp
         )
 
 
-def save_state(state: Mapping[str, Tensor], file: Path) -> None:
-    """Write a plain state_dict, as safetensors or else as torch.save does; the file is whole or not there."""
+def save_state(state: Mapping[str, Any], file: Path) -> None:
+    """Write a plain state_dict, as safetensors or else as torch.save does; the file is whole or not there.
+
+    Raises:
+        UserError: a module's extra state is no tensor, and the file is to be safetensors.
+    """
     beside = file.with_name(f".{file.name}.tmp")
+    plain = unpacked(state)
+    tensors = untied({k: v for k, v in plain.items() if isinstance(v, Tensor)})
+    other = {k: v for k, v in plain.items() if k not in tensors}
+    if other and file.suffix == ".safetensors":
+        raise UserError(f"{file}: safetensors holds tensors alone, and {next(iter(other))} is none; name it .pt.")
     try:
         if file.suffix == ".safetensors":
-            safetensors.torch.save_file(untied(state), beside)
+            safetensors.torch.save_file(tensors, beside)
         else:
-            torch.save(untied(state), beside)
+            torch.save(tensors | other, beside)
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
@@ -161,43 +169,3 @@ def read_metadata(file: Path) -> dict[str, Any]:
             return found
     except (safetensors.SafetensorError, ValueError, OSError):
         return {}
-
-
-def read_state(file: Path) -> dict[str, Tensor]:
-    """The state_dict in a .safetensors or PyTorch file, whether plain or wrapped, with or without PREFIXES.
-
-    Raises:
-        UserError: the file is damaged, holds no tensors by name, or would run code on being read.
-    """
-    try:
-        content: Any = (
-            safetensors.torch.load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "weights_only" in str(error).lower() or "GLOBAL" in str(error):
-            raise UserError(
-                f"{file} holds more than tensors and would run code on being read, which is refused; save "
-                "it as torch.save(model.state_dict(), path) or as safetensors."
-            ) from None
-        raise UserError(f"{file} is not a readable checkpoint; save it again.") from None
-    except KeyError:  # which has but the number of a byte that is no instruction
-        raise UserError(f"{file} is not a readable checkpoint; save it again.") from None
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"{file} is not a readable checkpoint ({_first_line(error)}); save it again.") from None
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(
-            f"{file} holds no state_dict: expected tensors by name, plain or under one of {', '.join(WRAPPERS)}."
-        )
-    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in content)), None):
-        content = {k.removeprefix(prefix): v for k, v in content.items()}
-    return dict(content)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:100]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.states import named_state, set_state
 
 ALIGNMENT = 128  # floats, where a GPU reads in whole lines
 
@@ -96,8 +97,8 @@ class FlatModule:
         return dict(zip(self.names, self.views(vector), strict=True))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything the module is, by its own names: coordinates, frozen parameters and buffers, copied."""
-        return {k: v.detach().clone() for k, v in self.module.state_dict().items()}
+        """Everything the module is, copied: coordinates, frozen parameters, buffers and extra state; see states.py."""
+        return {k: v.detach().clone() for k, v in named_state(self.module).items()}
 
     def rest(self) -> dict[str, Tensor]:
         """The part of :meth:`state` that is not coordinates: buffers and frozen parameters."""
@@ -105,9 +106,13 @@ class FlatModule:
 
     def load_rest(self, rest: Mapping[str, Tensor]) -> None:
         """Set buffers and frozen parameters from a dict with the keys of :meth:`rest`."""
-        own = self.module.state_dict()
-        for key, value in rest.items():
-            own[key].copy_(value)
+        set_state(self.module, rest)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Become the network of a state as :meth:`state` gives it, the point's vector kept."""
+        self.point.copy_(self.flatten(state))
+        self.bind(self.point)
+        self.load_rest({k: v for k, v in state.items() if k not in self._coordinate_keys()})
 
     def flatten(self, state: Mapping[str, Tensor]) -> Tensor:
         """The (P,) point of a state as :meth:`state` gives it, on this module's device."""
@@ -146,31 +151,3 @@ def combine(coefficients: Sequence[float], rows: Tensor, out: Tensor) -> None:
             torch.mul(start[i], first, out=part)
             for c, row in others:
                 part.add_(row[i], alpha=c)
-
-
-def matching_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """A state that fits a module, or the first reason why it does not.
-
-    Raises:
-        UserError: naming ``where`` and the missing, unexpected, wrongly shaped or non-finite tensor.
-    """
-    own = module.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    extra = [k for k in state if k not in own]
-    if missing:
-        raise UserError(f"{where} lacks {_listed(missing)} that the network has: is it of this architecture?")
-    if extra:
-        raise UserError(f"{where} holds {_listed(extra)} that the network has not: is it of this architecture?")
-    fitted = {}
-    for key, target in own.items():
-        value = state.get(key, target)
-        if value.shape != target.shape:
-            raise UserError(f"{where}: {key} has shape {tuple(value.shape)}, the network's is {tuple(target.shape)}.")
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{where}: {key} holds NaN or infinite values; the training that made it diverged.")
-        fitted[key] = value.to(target.dtype)
-    return fitted
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

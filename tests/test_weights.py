@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.weights import FlatModule, combine, matching_state
+from modeconn_cli.states import matching_state
+from modeconn_cli.weights import FlatModule, combine
 
 
 @pytest.fixture(autouse=True)

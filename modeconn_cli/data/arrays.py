@@ -42,7 +42,7 @@ def read(dataset: Arrays, targets: Targets = "classes") -> Raw:
     """The arrays of a file, as :func:`raw_of` makes them."""
     path = find(dataset)
     found = _npz(path) if path.suffix == ".npz" else _safetensors(path)
-    return raw_of(found, str(path), dataset.channels, dataset.inputs, targets)
+    return raw_of(found, str(path), dataset.channels, dataset.inputs, targets, dataset.classes)
 
 
 def raw_of(
@@ -51,11 +51,12 @@ def raw_of(
     channels: Channels = Channels.auto,
     inputs: Inputs = Inputs.auto,
     targets: Targets = "classes",
+    classes: int | None = None,
 ) -> Raw:
     """Arrays by the names of KEYS, checked.
 
-    x of any shape becomes uint8, float32 or int64 (images N, C, H, W), labels 0..classes-1 in sorted order, numbers
-    float64 (N,) or (N, T).
+    x of any shape becomes uint8, float32 or int64 (images N, C, H, W), labels 0..classes-1 in sorted order, or where so
+    many ``classes`` are asked for as they are; numbers float64 (N,) or (N, T).
 
     Raises UserError for arrays that are missing, empty, of unequal lengths, not numbers, or not finite.
     """
@@ -77,7 +78,7 @@ def raw_of(
             raise _refused(f"{origin}: x_{split} holds {len(x)} examples, y_{split} {len(y)}; make them equal")
     integers = _stay_integers([found[f"x_{split}"] for split in splits], inputs, origin)
     xs = [_inputs(found[f"x_{split}"], f"{origin}: x_{split}", channels, integers) for split in splits]
-    ys, classes, names = read_targets([found[f"y_{split}"] for split in splits], origin, targets)
+    ys, classes, names = read_targets([found[f"y_{split}"] for split in splits], origin, targets, classes)
     if len(xs) == 1:
         return Raw(xs[0], ys[0], None, None, classes, names)
     if xs[0].dtype != xs[1].dtype:
@@ -159,7 +160,7 @@ def _inputs(x: NDArray[Any], what: str, channels: Channels, integers: bool) -> T
 
 
 def read_targets(
-    ys: list[NDArray[Any]], origin: str, wanted: Targets
+    ys: list[NDArray[Any]], origin: str, wanted: Targets, classes: int | None = None
 ) -> tuple[list[Tensor], int | None, tuple[str, ...] | None]:
     """Labels with the number and names of their classes, or float64 numbers."""
     numeric = all(y.dtype.kind in "biuf" for y in ys)
@@ -172,7 +173,7 @@ def read_targets(
             None,
             None,
         )
-    return _labels(ys, origin)
+    return _labels(ys, origin, classes)
 
 
 def _are_labels(ys: list[NDArray[Any]]) -> bool:
@@ -193,7 +194,9 @@ def _numbers(y: NDArray[Any], what: str) -> Tensor:
     return tensor(values[:, 0].copy() if values.ndim == 2 and values.shape[1] == 1 else values)
 
 
-def _labels(ys: list[NDArray[Any]], origin: str) -> tuple[list[Tensor], int, tuple[str, ...] | None]:
+def _labels(
+    ys: list[NDArray[Any]], origin: str, classes: int | None
+) -> tuple[list[Tensor], int, tuple[str, ...] | None]:
     plain: list[NDArray[Any]] = []
     columns: set[int] = set()
     for y, name in zip(ys, ("y_train", "y_test"), strict=False):
@@ -213,9 +216,26 @@ def _labels(ys: list[NDArray[Any]], origin: str) -> tuple[list[Tensor], int, tup
         raise _refused(f"{origin}: every label is {seen[0]}; a classifier needs two classes or more")
     if one_hot := columns.pop():
         return [tensor(values) for values in plain], one_hot, None
+    if classes is not None and len(seen) != classes:
+        _require_numbered(seen, classes, origin)
+        return [tensor(values) for values in plain], classes, None
     codes = [tensor(np.searchsorted(seen, values).astype(np.int64)) for values in plain]
     words = [v.decode() if isinstance(v, bytes) else str(v) for v in seen.tolist()]
     return codes, len(seen), None if words == [str(i) for i in range(len(seen))] else tuple(words)
+
+
+def _require_numbered(seen: NDArray[Any], classes: int, origin: str) -> None:
+    """Raise unless labels are numbers from 0 to below ``classes``."""
+    if seen.dtype.kind not in "iu":
+        raise _refused(
+            f"{origin}: dataset.classes={classes}, and {len(seen)} labels occur, which are text: where the others "
+            "stand cannot be told; store numbers from 0, or one-hot rows"
+        )
+    if seen[0] < 0 or seen[-1] >= classes:
+        raise _refused(
+            f"{origin}: dataset.classes={classes} counts labels from 0 to {classes - 1}, and {len(seen)} run from "
+            f"{seen[0]} to {seen[-1]}; number them so, or set dataset.classes to what they are"
+        )
 
 
 def _decoded(y: NDArray[Any], what: str) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ from modeconn_cli.targets import Target, working_directory_importable
 
 def read(dataset: CustomData, targets: arrays.Targets = "classes") -> Raw:
     """What the function returns, as a file's arrays are read."""
-    return arrays.raw_of(_found(dataset), dataset.target, dataset.channels, dataset.inputs, targets)
+    return arrays.raw_of(_found(dataset), dataset.target, dataset.channels, dataset.inputs, targets, dataset.classes)
 
 
 def checksum(dataset: CustomData) -> str:

@@ -73,6 +73,14 @@ class Data:
         """Numbers that an example's target has: 1, or T of targets (N, T)."""
         return 1 if self.train.y.dim() == 1 else self.train.y.shape[1]
 
+    def told_apart(self, others: int) -> str:
+        """What to do about a network that tells so many classes apart, in a sentence."""
+        names = "" if self.class_names is None else f" ({', '.join(self.class_names[:5])})"
+        advice = "was it trained on other labels?"
+        if self.classes is not None and others > self.classes:
+            advice = f"where {others} are told apart, give dataset.classes={others}."
+        return f"The data have {self.classes} classes{names}: {advice}"
+
     @property
     def largest(self) -> int | None:
         """The largest of inputs that are integers, over all splits; None where they are real numbers."""
@@ -147,6 +155,7 @@ def load(dataset: Dataset, targets: Targets = "classes") -> Data:
 
 def prepare(raw: Raw, digest: str, dataset: Dataset) -> Data:
     """Split and measure what was read, as a data set's options say."""
+    raw = _counted(raw, dataset)
     train, validation, test = _split(raw, dataset)
     shape = tuple(train.x.shape[1:])
     changes: list[Callable[[Split], Split]] = []
@@ -187,6 +196,18 @@ def _augmentation(dataset: Dataset, shape: tuple[int, ...]) -> Augment:
             "or dataset.cutout, or leave it clean"
         )
     return augment
+
+
+def _counted(raw: Raw, dataset: Dataset) -> Raw:
+    """With as many classes as are asked for, the last ones without an example."""
+    asked, there = dataset.classes, raw.classes
+    if asked is None or asked == there:
+        return raw
+    if there is None:
+        raise UserError(f"dataset.classes={asked}: the targets of {dataset.name} are numbers, not labels; drop it")
+    if asked < there:
+        raise UserError(f"dataset.classes={asked}: the labels of {dataset.name} count {there}; set {there} or more")
+    return replace(raw, classes=asked)
 
 
 # --------------------------------------------------------------------------------------------- splitting

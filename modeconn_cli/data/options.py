@@ -60,6 +60,9 @@ class DatasetBase:
     name: str = option("digits", "Label used in directory names.", identity=False)
     source: str = option("digits", "Which reader finds and reads the files.", names="dataset")
     test_size: int = option(0, "Examples drawn (by split_seed) as the test split, for sources that ship none.", ge=0)
+    classes: int | None = option(
+        None, "How many classes the labels count, where some have no example; null: those that occur.", ge=2
+    )
     validation_size: int = option(0, "Training examples held out as the validation split.", ge=0)
     validation_split: SplitBy = option(SplitBy.last, "Hold out the last examples (Garipov) or a seeded random draw.")
     split_seed: int = option(0, "Seed of every random split.", ge=0, le=LARGEST_SEED)

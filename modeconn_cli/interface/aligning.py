@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from modeconn_cli.errors import UserError
 from modeconn_cli.interface.given import Unlabelled, unlabelled_data
 from modeconn_cli.interface.joining import NAMES, carry_out, method_of, request
-from modeconn_cli.interface.live import Model, architecture_of, unwrapped
+from modeconn_cli.interface.live import Model, architecture_of
 from modeconn_cli.matching.options import Pairwise, Sees
 from modeconn_cli.networks import read_state
 from modeconn_cli.settings import choices
 from modeconn_cli.stages.rebasin import Aligned
-from modeconn_cli.weights import matching_state
+from modeconn_cli.states import inside, matching_state, named_state, set_state
 
 GROUPS = (*Aligned.groups, "runtime", "task")
 
@@ -63,12 +63,10 @@ class Alignment:
         Raises:
             UserError: it is of another architecture.
         """
-        state = matching_state(self.module, unwrapped(other).state_dict(), "the other network")
-        half = {
-            k: torch.lerp(v.cpu(), self.state[k], 0.5) if v.is_floating_point() else v.cpu() for k, v in state.items()
-        }
         found = copy.deepcopy(self.module)
-        found.load_state_dict(half)
+        state = matching_state(found, named_state(inside(other)), "the other network", own=True)
+        halves = (k for k, v in state.items() if v.is_floating_point() or v.is_complex())
+        set_state(found, {k: torch.lerp(state[k].cpu(), self.state[k], 0.5) for k in halves})
         return found
 
 
@@ -120,10 +118,11 @@ def align(
         folder = stage.result.folder
         summary = json.loads((folder / "summary.json").read_text())
         module = copy.deepcopy(context.live.architecture)
-        module.load_state_dict(stage.state())
+        state = stage.state()
+        set_state(module, state)
         return Alignment(
             module.to(context.device).eval(),
-            stage.state(),
+            state,
             read_state(folder / "permutation.safetensors"),
             summary["objective_before"],
             summary["objective_after"],

@@ -24,7 +24,7 @@ from modeconn_cli.runs.find import Found
 from modeconn_cli.runs.references import parse
 from modeconn_cli.settings import Config
 from modeconn_cli.stages.referenced import Machine, networks_in, referenced
-from modeconn_cli.weights import matching_state
+from modeconn_cli.states import matching_state, unpacked
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.options import Runtime
 from modeconn_cli.work.recorded import OBJECT, recorded_config
@@ -106,7 +106,7 @@ class FinishedRun(Measured):
         with at_work(progress=False):
             place = "" if t is None else f"@t={float(t)!r}"
             network = referenced(f"{self.folder}{place}", self.folder)
-            return network.state(Machine(Runtime(device=self.device), Silent()))
+            return unpacked(network.state(Machine(Runtime(device=self.device), Silent())))
 
     def at(self, t: float | None = None) -> nn.Module:
         """The same as a module in evaluation mode, on the device.
@@ -123,7 +123,7 @@ class FinishedRun(Measured):
         with at_work(progress=False):
             context = Context(self.config, Silent())
             module = context.module()
-            module.load_state_dict(matching_state(module, state, str(self.folder)))
+            matching_state(module, state, str(self.folder), own=True)
             return module.to(context.device).eval()
 
     @property

@@ -21,6 +21,7 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.settings import Config
 from modeconn_cli.stages.imported import ImportedEndpoint
 from modeconn_cli.stages.referenced import Machine, Referenced, referenced
+from modeconn_cli.states import EXTRA, Versioned, inside, named_state, pack
 from modeconn_cli.targets import first_line
 from modeconn_cli.tasks.base import Task
 from modeconn_cli.tracking import Trackers
@@ -109,19 +110,19 @@ class Held(Referenced):
 
     what = "endpoint"
 
-    def __init__(self, name: str, state: Mapping[str, Tensor]) -> None:
-        self.text, self.names, self.upstream = name, [name], []
-        self._state = {k: v.detach().cpu().clone() for k, v in state.items()}
+    def __init__(self, name: str, state: Mapping[str, Tensor], own: bool = True) -> None:
+        self.text, self.names, self.upstream, self.own = name, [name], [], own
+        self._state = Versioned.like(state, {k: v.detach().cpu().clone() for k, v in state.items()})
 
     @cached_property
     def content(self) -> str:
         return content_digest({k: array_of(v) for k, v in self._state.items()})
 
     def state(self, machine: Machine | None = None) -> dict[str, Tensor]:
-        return dict(self._state)
+        return self._state
 
     def outline(self) -> dict[str, Tensor]:
-        return dict(self._state)
+        return self._state
 
 
 class LiveEndpoint(ImportedEndpoint):
@@ -153,11 +154,12 @@ def given_ends(
 
 def _network(model: Model, name: str) -> Referenced:
     if isinstance(model, nn.Module):
-        return Held(name, unwrapped(model).state_dict())
+        return Held(name, named_state(inside(model)))
     if isinstance(model, Mapping):
-        if not all(isinstance(v, Tensor) for v in model.values()):
+        if not all(isinstance(v, Tensor) or str(k).endswith(EXTRA) for k, v in model.items()):
             raise UserError(f"{name} is a dictionary of more than tensors: give its state_dict.")
-        return Held(name, model)
+        state = {k: v if isinstance(v, Tensor) else pack(v, f"{name}: {k}") for k, v in model.items()}
+        return Held(name, Versioned.like(model, state), own=False)
     if isinstance(model, str | Path):
         try:
             return referenced(str(model), Path("outputs"))
@@ -169,14 +171,6 @@ def _network(model: Model, name: str) -> Referenced:
     )
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside DataParallel and torch.compile."""
-    for inside in ("_orig_mod", "module"):
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) or inside == "_orig_mod":
-            module = getattr(module, inside, module)
-    return module
-
-
 def architecture_of(models: tuple[Model, Model], given: nn.Module | None) -> tuple[nn.Module, torch.device]:
     """A copy, on the CPU, of the module that says what network it is, and the device where it was.
 
@@ -184,7 +178,7 @@ def architecture_of(models: tuple[Model, Model], given: nn.Module | None) -> tup
         UserError: there is none, or it cannot be copied.
     """
     named = {"architecture": given, "model_a": models[0], "model_b": models[1]}
-    name, module = next(((k, unwrapped(m)) for k, m in named.items() if isinstance(m, nn.Module)), ("", None))
+    name, module = next(((k, inside(m)) for k, m in named.items() if isinstance(m, nn.Module)), ("", None))
     if module is None:
         raise UserError(
             "no torch module among model_a, model_b and architecture=: state_dicts and files say no architecture; give "

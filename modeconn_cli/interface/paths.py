@@ -21,6 +21,7 @@ from modeconn_cli.networks import Network, Networks
 from modeconn_cli.report.plots import PathResult, draw_panel
 from modeconn_cli.report.tables import read_path, verdict_sentence
 from modeconn_cli.settings import Config
+from modeconn_cli.states import unpacked
 from modeconn_cli.work.measuring import MeasuredPath
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class ModePath(Measured):
             W_kp = torch.stack([net.flatten(w) for w in self.points])
             buffers = [{k: v.to(context.device) for k, v in b.items()} for b in self.buffers]
             context.evaluator(net, options).at(W_kp, coefficients_at(self.family, t), buffers, self.ends_fixed)
-            return {k: v.cpu() for k, v in net.state().items()}
+            return unpacked({k: v.cpu() for k, v in net.state().items()})
 
     def at(self, t: float) -> nn.Module:
         module = copy.deepcopy(self.live.architecture)

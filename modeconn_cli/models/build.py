@@ -25,6 +25,7 @@ def build(
     classes: int,
     answers: tuple[tuple[int, ...], ...] | None = None,
     largest: int | None = None,
+    labels: bool = False,
     **options: Any,
 ) -> nn.Module:
     """A freshly initialised network; only torch's global random generator decides its weights.
@@ -35,6 +36,7 @@ def build(
         classes: number of outputs an example: logits, or the values of a regression.
         answers: shapes that a network from elsewhere may answer one example with; empty: any; None: (classes,).
         largest: of inputs that are integers, the largest; None: inputs are real numbers.
+        labels: whether ``classes`` counts those of labels.
         options: that choice's fields, other than name and family.
 
     Raises:
@@ -65,7 +67,8 @@ def build(
     if tried:
         theirs = f"torchvision's {options.get('model', 'resnet18')}"
         label = theirs if family == "torchvision" else str(options.get("target") or family)
-        check_answers(net, label, tuple(in_shape), ((classes,),) if answers is None else answers, largest)
+        wanted, counted = ((classes,),) if answers is None else answers, classes if labels else None
+        check_answers(net, label, tuple(in_shape), wanted, largest, classes=counted)
     return net
 
 

@@ -112,10 +112,11 @@ def check_answers(
     answers: tuple[tuple[int, ...], ...],
     largest: int | None = None,
     advice: str | None = None,
+    classes: int | None = None,
 ) -> None:
     """Try two examples, blank or of the largest integer, to refuse an unfit network before any training.
 
-    ``advice``: what to do about it; None: what the command line can do.
+    ``advice``: what to do about it; None: what the command line can do. ``classes``: of labels, how many.
 
     Raises:
         UserError: it cannot take them, or answers with none of these shapes an example.
@@ -144,6 +145,11 @@ def check_answers(
     except UserError as error:
         raise UserError(f"{label}: {error}") from None
     wanted = [str((2, *shape)) for shape in answers]
+    if advice is None and classes is not None and len(found) == 2 and found[1] > classes:
+        advice = (
+            f"the data have {classes} classes; where {found[1]} are told apart, give dataset.classes={found[1]}, or "
+            "change the network or architecture.kwargs"
+        )
     if wanted and str(found) not in wanted:
         raise UserError(
             f"{label} answers two examples of shape {in_shape} with {found}, not logits of shape "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.evaluator import Evaluator, metrics
@@ -20,10 +20,11 @@ from modeconn_cli.networks import CHECKPOINT as CHECKPOINT
 from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.results import task_note
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.stages.referenced import Machine, Referenced, referenced
+from modeconn_cli.stages.referenced import Machine, Referenced, Stored, referenced
+from modeconn_cli.states import MisfitError, matching_state
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
 from modeconn_cli.training.recipe import recipe
-from modeconn_cli.weights import FlatModule, matching_state
+from modeconn_cli.weights import FlatModule
 from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.fitting import fit
@@ -137,7 +138,7 @@ class TrainedEndpoint(Endpoint):
         if late:
             raise UserError(f"endpoints.keep_steps={late} lies after the last step, {self.gradient_steps}.")
         if self.parent is not None:
-            matching_state(self.context.module(), self.parent.outline(), self.parent.text)
+            fitted(self.context.module(), self.parent, self.parent.outline(), self.context)
 
     def compute(self, run: Run) -> None:
         options = self.context.config.endpoints
@@ -175,9 +176,12 @@ class TrainedEndpoint(Endpoint):
 def named_by(key: str, reference: str, context: Context) -> Referenced:
     """The network that a setting refers to; what is wrong with it is said of the setting."""
     try:
-        return referenced(reference, context.root)
+        network = referenced(reference, context.root)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
+    if isinstance(network, Stored) and not network.own:
+        network.strip = context.config.endpoints.strip
+    return network
 
 
 @torch.no_grad()
@@ -188,7 +192,22 @@ def load(net: FlatModule, network: Referenced, context: Context) -> None:
         UserError: it is of another architecture.
     """
     state = network.state(Machine(context.config.runtime, context.reporter))
-    net.module.load_state_dict(matching_state(net.module, state, network.text))
+    net.load(fitted(net.module, network, state, context))
+
+
+def fitted(module: nn.Module, network: Referenced, state: Mapping[str, Any], context: Context) -> dict[str, Tensor]:
+    """:func:`modeconn_cli.states.matching_state` of what is referred to; of a head for other classes, what to do.
+
+    Raises:
+        UserError: it is of another architecture.
+    """
+    try:
+        return matching_state(module, state, network.text, network.own)
+    except MisfitError as error:
+        classes = context.task_on_host.data.classes
+        if classes is not None and error.wanted[:1] == (classes,) and error.found[1:] == error.wanted[1:]:
+            raise UserError(f"{error} {context.task_on_host.data.told_apart(error.found[0])}") from None
+        raise
 
 
 def pair_label(start: Endpoint, end: Endpoint) -> str:

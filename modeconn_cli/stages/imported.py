@@ -14,9 +14,8 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.options import Interpolation
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.runs.references import told_apart
-from modeconn_cli.stages.endpoints import Endpoint, load, named_by
+from modeconn_cli.stages.endpoints import Endpoint, fitted, load, named_by
 from modeconn_cli.stages.referenced import Referenced
-from modeconn_cli.weights import matching_state
 from modeconn_cli.work.context import Context
 
 SAME = (
@@ -44,7 +43,7 @@ class ImportedEndpoint(Endpoint):
 
     def check(self) -> dict[str, Tensor]:
         """The network's weights; UserError now, before anything is written, where they do not fit."""
-        return matching_state(self.context.module(), self.network.outline(), self.network.text)
+        return fitted(self.context.module(), self.network, self.network.outline(), self.context)
 
     def compute(self, run: Run) -> None:
         net = self.context.net(0)

@@ -101,8 +101,7 @@ class Merged(Permuting):
         own = self.context.evaluator(net, Interpolation())
         ends = []
         for n, state in zip(self.networks, states, strict=True):
-            with torch.no_grad():
-                net.module.load_state_dict(state)
+            net.load(state)
             ends.append(own.scores())
             require_same(n.metrics(), metrics(ends[-1]), n.short_name, self.context.task.columns)
         options = self.context.config.interpolation

@@ -246,8 +246,7 @@ class Aligned(Permuting, Endpoint):
         write_state(run, "permutation.safetensors", symmetry.moves(b, found.permutations))
         write_state(run, "merged.safetensors", {k: _midpoint(a[k], aligned[k]) for k in a})
         net = self.context.net(0)
-        with torch.no_grad():
-            net.module.load_state_dict(aligned)
+        net.load(aligned)
         evaluator = self.context.evaluator(net, Interpolation())
         moved = [int((p != torch.arange(len(p))).sum()) for p in found.permutations]
         self.write(
@@ -277,4 +276,4 @@ class Aligned(Permuting, Endpoint):
 
 
 def _midpoint(a: Tensor, b: Tensor) -> Tensor:
-    return torch.lerp(a, b, 0.5) if a.is_floating_point() else a
+    return torch.lerp(a, b, 0.5) if a.is_floating_point() or a.is_complex() else a

@@ -19,7 +19,7 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.options import Interpolation, Renormalise
 from modeconn_cli.families.base import Array, coefficients_at
 from modeconn_cli.families.bezier import segment
-from modeconn_cli.networks import CHECKPOINT, Network, Networks, read_networks
+from modeconn_cli.networks import CHECKPOINT, Network, Networks, read_networks, read_state
 from modeconn_cli.runs.find import Found, endpoints_behind, is_version, require_undamaged, upstream_of
 from modeconn_cli.runs.references import Reference, file_names, parse
 from modeconn_cli.settings import Config, choices, fields_off_default
@@ -47,8 +47,10 @@ class Referenced(ABC):
         names: what it may be called, shortest first, each longer one telling it from more others.
         what: as Network.what.
         upstream: the run directories that it comes from.
+        own: whether its names are those that modeconn_cli.states.named_state gives.
     """
 
+    own = True
     text: str
     names: list[str]
     what: str
@@ -69,17 +71,25 @@ class Referenced(ABC):
 
 
 class Stored(Referenced):
-    """A network that is a whole file, buffers included."""
+    """A network that is a whole file, buffers included.
+
+    strip: as :func:`modeconn_cli.checkpoints.read_state` takes it, of a file that is not this laboratory's own.
+    """
 
     def __init__(self, text: str, file: Path, names: list[str], what: str, upstream: list[Path]) -> None:
         self.text, self.file, self.names, self.what, self.upstream = text, file, names, what, upstream
+        self.own = what != "file"
+        self.strip: str | None = None
 
     @cached_property
     def content(self) -> str:
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        found = hashlib.sha256(self.file.read_bytes())
+        if self.strip is not None:
+            found.update(f"\nwithout {self.strip}".encode())
+        return found.hexdigest()
 
     def state(self, machine: Machine | None = None) -> dict[str, Tensor]:
-        return Network("", self.what, self.file).state()
+        return read_state(self.file, self.strip)
 
     outline = state
 
@@ -170,7 +180,7 @@ class OnPath(Referenced):
         context = Context(replace(self.config, runtime=machine.runtime), machine.reporter)
         context.settle_threads()
         net = context.net(0)
-        states = [Network("", "", end.folder / CHECKPOINT).state() for end in self.path.ends]
+        states = [read_state(end.folder / CHECKPOINT) for end in self.path.ends]
         W_kp = torch.stack([net.flatten(self._fitted(n, net.names)) for n in self.path.networks])
         buffers = [{k: v.to(net.point.device) for k, v in s.items() if k not in {*net.names}} for s in states]
         recorded = self.path.run.read("provenance.json").get("dataset_sha256")
@@ -184,11 +194,11 @@ class OnPath(Referenced):
 
     def outline(self) -> dict[str, Tensor]:
         points = [n.state() for n in self.path.networks]
-        ends = Network("", "", self.path.ends[0].folder / CHECKPOINT).state()
+        ends = read_state(self.path.ends[0].folder / CHECKPOINT)
         moved = {
             k: sum(c * p[k] for c, p in zip(self.c.tolist(), points, strict=True))
             for k in points[0]
-            if points[0][k].is_floating_point()
+            if points[0][k].is_floating_point() or points[0][k].is_complex()
         }
         return {**ends, **moved}
 

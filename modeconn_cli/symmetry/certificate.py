@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.states import set_state
 from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.tasks.outputs import tensor_of
 
@@ -61,7 +62,7 @@ def certify(
     exact = copy.deepcopy(module).double().eval()
 
     def outputs(state: dict[str, Tensor]) -> Tensor:
-        exact.load_state_dict(state)
+        set_state(exact, state)
         return tensor_of(exact(x.double() if x.is_floating_point() else x))
 
     wanted = outputs(before)

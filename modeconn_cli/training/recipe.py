@@ -104,6 +104,9 @@ class Endpoints(Training):
     checkpoints: list[str] | None = option(
         None, "Take the endpoints from these files (.pt, .safetensors) and train none."
     )
+    strip: str | None = option(
+        None, "Of files: take the tensors under this prefix, as model. or ema., and leave out the rest.", identity=False
+    )  # what it leaves is identity, as a network's content
     init_from: str | None = option(
         None, "Train on from this network, every endpoint with its own order: a file, or RUN, RUN@epoch=20, RUN@t=0.3."
     )

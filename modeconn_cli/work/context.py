@@ -145,7 +145,8 @@ class Context:
     def _whole(self) -> nn.Module:
         mine, family = self.task_on_host, str(self.config.architecture.family)
         shape, largest = mine.data.shape, mine.data.largest
-        return models.build(family, shape, mine.outputs, mine.answers, largest, **self._options)
+        labels = mine.data.classes is not None
+        return models.build(family, shape, mine.outputs, mine.answers, largest, labels, **self._options)
 
     @property
     def fusion(self) -> Fusion:

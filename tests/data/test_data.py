@@ -29,7 +29,9 @@ from safetensors.torch import save_file
 from scipy.io import savemat
 
 from modeconn_cli.data import sources
-from modeconn_cli.data.dataset import Augment, Data, checksum, how_to_get, load, search
+from modeconn_cli.data.arrays import raw_of
+from modeconn_cli.data.dataset import Augment, Data, checksum, how_to_get, load, prepare, search
+from modeconn_cli.data.formats import Raw
 from modeconn_cli.data.options import Arrays, Channels, CustomData, Dataset, Source, SplitBy, TwoSpirals
 from modeconn_cli.errors import UserError
 
@@ -1151,3 +1153,28 @@ def test_configuration_names_itself_and_only_what_differs(path: Path) -> None:
     if source in (Source.digits, Source.two_spirals):
         data = load(NODES[node](name=path.stem, source=source, **values))
         assert len(data.test) > 0
+
+
+# --------------------------------------------------------------------------------- classes without an example
+
+
+def test_labels_keep_their_meaning_where_the_number_of_classes_is_said() -> None:
+    found = {"x_train": np.zeros((4, 2)), "y_train": np.array([0, 1, 3, 3])}
+    assert raw_of(found, "a.npz").y.tolist() == [0, 1, 2, 2]
+    raw = raw_of(found, "a.npz", classes=4)
+    assert (raw.y.tolist(), raw.classes, raw.class_names) == ([0, 1, 3, 3], 4, None)
+    shifted = raw_of(found | {"y_train": np.array([1, 2, 3, 4])}, "a.npz", classes=4)
+    assert (shifted.y.tolist(), shifted.classes) == ([0, 1, 2, 3], 4)
+    for labels, said in (([1, 2, 4, 4], "from 0 to 3, and 3 run from 1 to 4"), (["a", "b", "c", "c"], "are text")):
+        with pytest.raises(UserError, match=said):
+            raw_of(found | {"y_train": np.array(labels)}, "a.npz", classes=4)
+
+
+def test_every_source_may_have_more_classes_than_labels() -> None:
+    assert load(Dataset(name="digits", source="digits", test_size=9, classes=12)).classes == 12
+    assert load(TwoSpirals(examples=20, classes=3)).classes == 3
+    with pytest.raises(UserError, match=r"dataset\.classes=9: the labels of digits count 10"):
+        load(Dataset(name="digits", source="digits", test_size=9, classes=9))
+    numbers = Raw(torch.zeros(4, 2), torch.zeros(4), torch.zeros(4, 2), torch.zeros(4), None)
+    with pytest.raises(UserError, match="are numbers, not labels"):
+        prepare(numbers, "", Dataset(name="yacht", classes=3))
