@@ -21,7 +21,7 @@ from modeconn_cli.networks import Network, Networks
 from modeconn_cli.report.plots import PathResult, draw_panel
 from modeconn_cli.report.tables import read_path, verdict_sentence
 from modeconn_cli.settings import Config
-from modeconn_cli.states import unpacked
+from modeconn_cli.states import matching_state, unpacked
 from modeconn_cli.work.measuring import MeasuredPath
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class ModePath(Measured):
 
     def at(self, t: float) -> nn.Module:
         module = copy.deepcopy(self.live.architecture)
-        module.load_state_dict(self.state_dict(t))
+        matching_state(module, self.state_dict(t), "the network", own=True)
         return module.to(self.config.runtime.device).eval()
 
 
