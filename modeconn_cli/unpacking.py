@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 SMALL = 1 << 28  # bytes that any machine has
+LARGEST = 4 << 30  # bytes of a file of a known data set, and more than any has
 RATIO = 100  # times which data shrink when packed; text and sparse images do by 20 or so
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from modeconn_cli import unpacking
 from modeconn_cli.checkpoints import read_state
 from modeconn_cli.errors import UserError
 from modeconn_cli.unpacking import unbelievable
@@ -99,15 +100,18 @@ def test_what_would_run_code_is_refused(tmp_path: Path) -> None:
         assert "would run code" in refused(file)
 
 
-def test_an_archive_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path: Path) -> None:
-    file = written(tmp_path, STATE)
-    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("a/data/9", "w") as entry:
-        for _ in range(300):
-            entry.write(bytes(1 << 20))
-    assert "declares 3145" in refused(file)
+def test_an_archive_that_unpacks_to_far_more_than_it_is_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert unbelievable(14 << 20, 3 << 30)
     assert not unbelievable(1 << 10, 100 << 20)
     assert not unbelievable(1 << 30, 3 << 30)
+    monkeypatch.setattr(unpacking, "SMALL", 1 << 16)
+    file = written(tmp_path, STATE)
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("a/data/9", "w") as entry:
+        for _ in range(3):
+            entry.write(bytes(1 << 20))
+    assert "declares 314" in refused(file)
 
 
 @pytest.mark.parametrize("old", [True, False])

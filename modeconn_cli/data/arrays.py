@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from modeconn_cli.data.formats import Raw, tensor
 from modeconn_cli.data.options import Arrays, Channels, Inputs
 from modeconn_cli.errors import UserError
+from modeconn_cli.unpacking import unbelievable
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 # What targets are read as: labels; numbers; numbers where they are stored as floating point; or auto, which also takes
@@ -93,6 +96,7 @@ def raw_of(
 def _npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as stream:
+            _require_declared(stream)
             archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single unnamed array, as numpy.save and not numpy.savez writes")
@@ -105,8 +109,32 @@ def _npz(path: Path) -> dict[str, NDArray[Any]]:
         raise _refused(f"{path}: cannot be read as .npz ({path.stat().st_size} bytes): {error}; {hint}") from error
 
 
+def _require_declared(stream: BinaryIO) -> None:
+    """Raise ValueError where an array declares more than the archive holds of it, or than so few bytes unpack to."""
+    if not zipfile.is_zipfile(stream):
+        stream.seek(0)
+        return
+    with zipfile.ZipFile(stream) as archive:
+        for entry in archive.infolist():
+            if entry.filename.removesuffix(".npy") not in KEYS:
+                continue
+            if unbelievable(entry.compress_size, entry.file_size):
+                raise ValueError(f"{entry.compress_size} bytes of {entry.filename} unpack to {entry.file_size}")
+            with archive.open(entry) as content:
+                version = np.lib.format.read_magic(content)
+                header = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header
+                shape, _, dtype = header(content)
+            if not dtype.hasobject and math.prod(shape) * dtype.itemsize > entry.file_size:
+                sizes = "x".join(map(str, shape))
+                raise ValueError(f"{entry.filename} declares {sizes} of {dtype} in {entry.file_size} bytes")
+    stream.seek(0)
+
+
+_read_header = np.lib.format.read_array_header_2_0  # whose length those of version 3 share
+
+
 def _safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     def array(values: Tensor) -> NDArray[Any]:
         known_to_numpy = values.dtype in _NUMPY or not values.is_floating_point()
@@ -115,7 +143,7 @@ def _safetensors(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with safe_open(path, framework="pt") as archive:
             return {k: array(archive.get_tensor(k)) if k in KEYS else np.empty(0) for k in archive.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # also of numbers that numpy has not
         raise _refused(
             f"{path}: cannot be read as .safetensors ({path.stat().st_size} bytes): {error}; write the file again"
         ) from error

@@ -9,6 +9,7 @@ import gzip
 import io
 import math
 import pickle
+import pickletools
 import re
 import struct
 import zlib
@@ -21,7 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from modeconn_cli.data.matlab import read_matlab
 from modeconn_cli.errors import UserError
+from modeconn_cli.unpacking import unbelievable
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def gunzip(content: Content) -> Content:
         with gzip.GzipFile(fileobj=io.BytesIO(content.data)) as stream:
             while chunk := stream.read(1 << 20):
                 out += chunk
+                if unbelievable(len(content.data), len(out)):
+                    raise damaged(content.origin, f"its {len(content.data)} bytes unpack to more than {len(out)}")
     except (OSError, EOFError, zlib.error) as error:
         raise damaged(
             content.origin,
@@ -103,6 +108,8 @@ def idx(content: Content, ndim: int) -> NDArray[np.uint8]:
     if len(data) < header:
         raise damaged(origin, f"truncated: the header needs {header} bytes, found {len(data)}")
     shape = struct.unpack(f">{ndim}I", data[4:header])
+    if 0 in shape[1:]:
+        raise damaged(origin, f"its sizes are {'x'.join(map(str, shape))}, so there is nothing in it")
     expected = header + math.prod(shape)
     if len(data) != expected:
         wrong = "truncated" if len(data) < expected else "too long"
@@ -125,7 +132,11 @@ def read_idx(contents: Contents, classes: int) -> Raw:
         y = labels(idx(contents[names], 1), len(x), classes, contents[names].origin)
         return tensor(x[:, None]), tensor(y)
 
-    return Raw(*pair(*IDX_FILES[:2]), *pair(*IDX_FILES[2:]), classes)
+    train, test = pair(*IDX_FILES[:2]), pair(*IDX_FILES[2:])
+    if train[0].shape[1:] != test[0].shape[1:]:
+        sizes = ["x".join(map(str, x.shape[2:])) for x, _ in (train, test)]
+        raise damaged(contents[IDX_FILES[2]].origin, f"its images are {sizes[1]}, those to train on {sizes[0]}")
+    return Raw(*train, *test, classes)
 
 
 # ------------------------------------------------------------------------------------------------- CIFAR
@@ -196,9 +207,17 @@ class _PlainUnpickler(pickle.Unpickler):
         return _STAND_INS[module, name]
 
 
+def _require_few_notes(data: bytes) -> None:
+    """Refuse a pickle that numbers what it remembers beyond what it can hold: the unpickler makes room for all."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
+            raise ValueError(f"it numbers an object {argument} in {len(data)} bytes")
+
+
 def unpickle(content: Content) -> dict[str, Any]:
     """The dictionary in a pickled CIFAR batch, its arrays built, without running anything the file names."""
     try:
+        _require_few_notes(content.data)
         found = _PlainUnpickler(io.BytesIO(content.data), encoding="latin1").load()
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not a dictionary")
@@ -257,15 +276,13 @@ def _cifar(pairs: list[tuple[NDArray[np.uint8], NDArray[np.int64]]], classes: in
 
 def read_svhn(contents: Contents, classes: int) -> Raw:
     """MATLAB files with X (32, 32, 3, N) bytes and y (N, 1), where the digit 0 is labelled 10."""
-    from scipy.io import loadmat
 
     def split(name: str) -> tuple[Tensor, Tensor]:
         origin, data = contents[name].origin, contents[name].data
-        stream: Any = io.BytesIO(data)
         try:
-            found = loadmat(stream, variable_names=["X", "y"])
+            found = read_matlab(data, ("X", "y"))
             x, y = found["X"], found["y"].ravel()
-        except Exception as error:  # a damaged file can raise anything
+        except ValueError as error:
             what = f"not SVHN's MATLAB file, or a truncated one, of {len(data)} bytes: {error}"
             raise damaged(origin, what) from error
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[:3] != (32, 32, 3):

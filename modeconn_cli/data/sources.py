@@ -34,6 +34,7 @@ from modeconn_cli.data.formats import (
 )
 from modeconn_cli.data.options import Arrays, CustomData, Dataset, Source, TwoSpirals
 from modeconn_cli.errors import UserError
+from modeconn_cli.unpacking import LARGEST, unbelievable
 
 SYSTEM_FOLDERS = {Source.fashion_mnist: Path("/usr/share/datasets/fashion-mnist")}
 TORCHVISION = {
@@ -251,6 +252,8 @@ def _contents(found: Located) -> dict[str, Content]:
     contents = {}
     for name, path in found.paths.items():
         try:
+            if path.stat().st_size > LARGEST:
+                raise damaged(path, f"{path.stat().st_size} bytes, and no file of these sources has as many")
             contents[name] = gunzip(Content(str(path), path.read_bytes()))
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
@@ -265,6 +268,8 @@ def _archived(layout: Layout, path: Path) -> dict[str, Content]:
                 name = Path(member.name).name
                 stream = archive.extractfile(member) if member.isfile() and name in layout.files else None
                 if stream:
+                    if unbelievable(path.stat().st_size, member.size):
+                        raise damaged(path, f"it declares {member.size} bytes of {name}")
                     contents[name] = Content(f"{path}:{member.name}", stream.read())
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         size = path.stat().st_size

@@ -83,7 +83,8 @@ class Stored(Referenced):
 
     @cached_property
     def content(self) -> str:
-        found = hashlib.sha256(self.file.read_bytes())
+        with self.file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256")
         if self.strip is not None:
             found.update(f"\nwithout {self.strip}".encode())
         return found.hexdigest()
