@@ -34,11 +34,16 @@ class Action(IntEnum):
 
 @dataclass(eq=False)
 class Leaf:
-    """An index set of ``size`` indices. ``to``: what it was unified with or refined into."""
+    """An index set of ``size`` indices.
+
+    to: what it was unified with or refined into. held_by: the operation that holds a fixed one in its order; None
+    where that is nothing to wonder at, as of inputs, outputs and the pixels of a kernel.
+    """
 
     size: int
     action: Action = Action.permutation
     to: Axis | None = field(default=None, repr=False)
+    held_by: str | None = field(default=None, repr=False)
 
     @property
     def pinned(self) -> bool:
@@ -73,9 +78,9 @@ Axis = Leaf | Product | Sum | Dependent
 Axes = list[Axis]  # of a tensor, one for each of its dimensions
 
 
-def fixed(size: int) -> Leaf:
+def fixed(size: int, held_by: str | None = None) -> Leaf:
     """An index set whose order matters."""
-    return Leaf(size, Action.fixed)
+    return Leaf(size, Action.fixed, held_by=held_by)
 
 
 def size(axis: Axis) -> int:

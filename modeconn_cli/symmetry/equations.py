@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from modeconn_cli.symmetry.axes import Action, Axes, Axis, Dependent, Leaf, Product, Sum, fixed, size
 
+MISFIT = "dimensions divided in two ways"  # holds axes that cannot be matched, until the operation is known
+
 
 def product(parts: Sequence[Axis]) -> Axis:
     """A product without nested products and without parts of size one."""
@@ -129,15 +131,16 @@ def restrict(axis: Axis, over: Axis, i: int) -> Axis:
     return product(parts) if isinstance(axis, Product) else concatenation(parts)
 
 
-def limit(axis: Axis, action: Action) -> None:
+def limit(axis: Axis, action: Action, held_by: str | None = None) -> None:
     """Let no more than this act on an axis."""
     for leaf in leaves(axis):
-        leaf.action = min(leaf.action, action)
+        if action < leaf.action:
+            leaf.action, leaf.held_by = action, held_by
 
 
-def pin(axis: Axis) -> None:
-    """Hold an axis in its order."""
-    limit(axis, Action.fixed)
+def pin(axis: Axis, held_by: str | None = None) -> None:
+    """Hold an axis in its order, by an operation where that is worth a name."""
+    limit(axis, Action.fixed, held_by)
 
 
 def unify(a: Axis, b: Axis) -> None:
@@ -179,8 +182,8 @@ def unify(a: Axis, b: Axis) -> None:
         assert isinstance(factors, Product)
         split = split_sum(factors, [size(p) for p in total.parts])
         if split is None:
-            pin(a)
-            pin(b)
+            pin(a, MISFIT)
+            pin(b, MISFIT)
         else:
             for part, piece in zip(total.parts, split, strict=True):
                 unify(part, piece)
@@ -194,9 +197,12 @@ def _unify_leaf(leaf: Leaf, other: Axis) -> None:
                 collapse(other)
                 unify(leaf, other)
             else:
-                pin(other)
+                pin(other, MISFIT)
             return
-    limit(other, leaf.action)
+    limit(other, leaf.action, leaf.held_by)
+    if leaf.pinned and leaf.held_by is None:
+        for held in leaves(other):
+            held.held_by = None
     leaf.to = other
 
 
@@ -226,7 +232,7 @@ def _unify_products(a: Product, b: Product) -> None:
         parts = split_product(large, size(small))
         if parts is None:
             for axis in (a, b):
-                pin(axis)
+                pin(axis, MISFIT)
             return
         large_rest[:0] = parts
         small_rest.insert(0, small)
@@ -244,8 +250,8 @@ def _unify_sums(a: Sum, b: Sum) -> None:
     sizes = [e - s for s, e in zip([0, *cuts], cuts, strict=False)]
     pieces = [split_sum(axis, sizes) for axis in (a, b)]
     if pieces[0] is None or pieces[1] is None:
-        pin(a)
-        pin(b)
+        pin(a, MISFIT)
+        pin(b, MISFIT)
         return
     for x, y in zip(*pieces, strict=True):
         unify(x, y)
@@ -262,10 +268,10 @@ def split_product(axis: Axis, first: int) -> list[Axis] | None:
     if n % first:
         return None
     if isinstance(axis, Leaf):
-        outer = Leaf(first, axis.action)
+        outer = Leaf(first, axis.action, held_by=axis.held_by)
         # What is inside may differ from one outer index to the next until something says that it does not.
         members: list[Axis] = [Leaf(n // first, axis.action) for _ in range(first)]
-        inner = fixed(n // first) if axis.pinned else Dependent(outer, members)
+        inner = fixed(n // first, axis.held_by) if axis.pinned else Dependent(outer, members)
         axis.to = Product((outer, inner))
         return [outer, inner]
     if isinstance(axis, Dependent):
@@ -304,7 +310,7 @@ def split_sum(axis: Axis, sizes: Sequence[int]) -> list[Axis] | None:
     if len(sizes) == 1:
         return [axis]
     if isinstance(axis, Leaf):
-        parts: list[Axis] = [Leaf(s, axis.action) for s in sizes]
+        parts: list[Axis] = [Leaf(s, axis.action, held_by=axis.held_by) for s in sizes]
         axis.to = Sum(tuple(parts))
         return parts
     if isinstance(axis, Dependent):

@@ -21,12 +21,14 @@ import torch.fx.experimental.symbolic_shapes
 from torch import Tensor, nn
 from torch.fx import Node
 
+from modeconn_cli.symmetry import recurrent
 from modeconn_cli.symmetry.axes import Axes, Leaf, size
-from modeconn_cli.symmetry.equations import collapse, leaves, pin
-from modeconn_cli.symmetry.groups import Symmetry, symmetry_of
+from modeconn_cli.symmetry.constants import RESHAPING
+from modeconn_cli.symmetry.equations import MISFIT, collapse, leaves, pin
+from modeconn_cli.symmetry.groups import FROZEN, Symmetry, frozen, symmetry_of
 from modeconn_cli.symmetry.places import unplaced
 from modeconn_cli.symmetry.rules import LINEAR, NONLINEAR, RULES
-from modeconn_cli.symmetry.values import Values, fixed_axes, name_of, shape_of
+from modeconn_cli.symmetry.values import Values, constant_axes, fixed_axes, name_of, shape_of
 
 
 class CannotTrace(Exception):  # noqa: N818 - named for what happened
@@ -44,6 +46,7 @@ def trace(module: nn.Module, example: Tensor) -> Symmetry:
     """
     program = export(module, example, decomposed=True)
     try:
+        recurrent.apart(program)
         return _Walk(program, module).symmetry()
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode:
         raise CannotTrace(f"{type(module).__name__} cannot be traced: a shape in it depends on the data") from None
@@ -62,7 +65,7 @@ def export(module: nn.Module, example: Tensor, decomposed: bool = False) -> torc
             warnings.simplefilter("ignore")
             logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.CRITICAL)
             program = torch.export.export(module.eval(), (example,))
-            return program.run_decompositions() if decomposed else program
+            return program.run_decompositions(recurrent.decompositions()) if decomposed else program
     except Exception as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         said = said.partition(" (unhinted")[0]  # names of symbols that are torch's own
@@ -89,6 +92,9 @@ class _Walk:
         state = module.state_dict(keep_vars=True)
         read = self._go_through(state)
         self._pin_buffers(state)
+        for name in frozen(module):
+            for axis in self._of_tensor(state[name], list(state[name].shape)):
+                pin(axis, FROZEN)
         self.tensors: dict[str, Axes] = {}
         for name, value in state.items():
             if not isinstance(value, Tensor):
@@ -113,13 +119,24 @@ class _Walk:
                     if node.users:
                         read.add(name)
                 else:
-                    self.values.axes[node] = fixed_axes(node.meta.get("val"))
+                    self.values.axes[node] = self._given(node)
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
                 for axis in self.values.every(node.args):
                     pin(axis)
         return read
+
+    def _given(self, node: Node) -> Axes:
+        """The axes of an input, or of a tensor that the module makes and keeps in no state_dict."""
+        signature = self.program.graph_signature
+        constants = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+        name = constants.get(node.name)
+        value = self.program.constants.get(name) if name is not None else None
+        if isinstance(value, Tensor):
+            self.values.made_anew[node] = lambda: constant_axes(value, f"the constant {name}")
+            return self.values.of(node)
+        return fixed_axes(node.meta.get("val"))
 
     def _pin_buffers(self, state: dict[str, Tensor]) -> None:
         """Pin all buffers but BatchNorm's statistics.
@@ -133,12 +150,17 @@ class _Walk:
         for name in signature.inputs_to_buffers.values():
             if name in state and name not in statistics:
                 for axis in self._of_tensor(state[name], list(state[name].shape)):
-                    pin(axis)
+                    pin(axis, f"the buffer {name}")
 
     def _of_tensor(self, tensor: Tensor, shape: Sequence[int]) -> Axes:
         return self._axes_of_tensor.setdefault(id(tensor), [Leaf(n) for n in shape])
 
     def _call(self, node: Node) -> None:
+        if name_of(node).startswith("_assert"):  # which looks at a value and gives none
+            return
+        if name_of(node) in RESHAPING and node.args[0] in self.values.alike:
+            self.values.be_alike(node)
+            return
         rule = RULES.get(name_of(node))
         try:
             found = rule(self.values, node) if rule is not None else None
@@ -148,15 +170,19 @@ class _Walk:
             self.values.axes[node] = found
         else:
             self._give_up(node)
+        for axis in self.values.every((node.args, node.kwargs)):
+            for leaf in leaves(axis):
+                if leaf.held_by == MISFIT:
+                    leaf.held_by = name_of(node)
 
     def _give_up(self, node: Node) -> None:
         """Pin everything that an operation reads and gives."""
         self.values.pin_for(node, self.values.every((node.args, node.kwargs)))
         meta = node.meta.get("val")
         if isinstance(meta, tuple | list):
-            self.values.axes[node] = [fixed_axes(m) for m in meta]
+            self.values.axes[node] = [fixed_axes(m, name_of(node)) for m in meta]
         else:
-            self.values.axes[node] = fixed_axes(meta)
+            self.values.axes[node] = fixed_axes(meta, name_of(node))
 
     def symmetry(self) -> Symmetry:
         """What the equations leave free."""
@@ -184,7 +210,7 @@ class _Walk:
         """The values at which units are compared: what non-linearities give, and elsewhere what linear maps do."""
         nodes = [n for n in self.values.axes if n.op == "call_function"]
         computed = {n.name: self.values.of(n) for n in nodes}
-        found = {n.name: computed[n.name] for n in nodes if name_of(n) in NONLINEAR}
+        found = {n.name: computed[n.name] for n in nodes if name_of(n) in NONLINEAR or recurrent.shows_units(n)}
         reached = {leaf for axes in found.values() for axis in axes for leaf in leaves(axis)}
         linear = {n.name for n in nodes if name_of(n) in LINEAR}
         for name in sorted(linear):  # where no non-linearity is, as inside attention and along a residual stream
@@ -194,16 +220,12 @@ class _Walk:
 
     def _pinned_by(self) -> dict[str, list[str]]:
         """Operations that took freedom from tensors of the network, and the dimensions of these."""
-        stored: dict[Leaf, list[str]] = {}
+        found: dict[str, dict[str, None]] = {}
         for name, axes in self.tensors.items():
             for dim, axis in enumerate(axes):
                 for leaf in leaves(axis):
-                    stored.setdefault(leaf, []).append(f"{name}[{dim}]")
-        found: dict[str, dict[str, None]] = {}
-        for operation, free in self.values.pinned:
-            places = [place for axis in free for leaf in leaves(axis) for place in stored.get(leaf, [])]
-            if places:
-                found.setdefault(operation, {}).update(dict.fromkeys(places))
+                    if leaf.held_by is not None and leaf.size > 1:
+                        found.setdefault(leaf.held_by, {})[f"{name}[{dim}]"] = None
         return {operation: [*places] for operation, places in found.items()}
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modeconn_cli.symmetry.axes import Action, Axes, Leaf
-from modeconn_cli.symmetry.equations import dependents, leaves, resolve
+from modeconn_cli.symmetry.equations import dependents, leaves, pin, resolve
 from modeconn_cli.symmetry.places import Place, permuted, places
+
+FROZEN = "freezing"  # what holds parameters that do not train
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,21 @@ class Symmetry:
     def identity(self) -> list[Tensor]:
         """The permutations that move nothing."""
         return [torch.arange(g.size) for g in self.groups]
+
+
+def frozen(module: nn.Module) -> list[str]:
+    """The parameters that do not train beside some that do: they are fixed, and so is the order of what they hold."""
+    parameters = dict(module.named_parameters())
+    trains = any(p.requires_grad for p in parameters.values())
+    return [n for n, p in parameters.items() if trains and not p.requires_grad]
+
+
+def held(symmetry: Symmetry, module: nn.Module) -> Symmetry:
+    """The groups that leave a module's frozen parameters where they are."""
+    for name in frozen(module):
+        for axis in symmetry.axes.get(name, []):
+            pin(axis, FROZEN)
+    return symmetry_of(symmetry.axes)
 
 
 def symmetry_of(tensors: Mapping[str, Axes]) -> Symmetry:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from torch.fx import Node
 
-from modeconn_cli.symmetry.axes import Axes, Axis, Leaf, fixed, size
+from modeconn_cli.symmetry.axes import Axes, Axis, Dependent, Leaf, fixed, size
 from modeconn_cli.symmetry.equations import (
     concatenation,
     pin,
@@ -50,8 +50,9 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 @rule(
     "relu", "gelu", "silu", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "abs", "neg", "erf", "elu", "leaky_relu",
     "hardtanh", "hardswish", "hardsigmoid", "softplus", "clone", "contiguous", "_to_copy", "alias", "detach",
-    "dropout", "native_dropout", "reciprocal", "square", "sin", "cos", "logical_not", "full_like", "zeros_like",
-    "ones_like", "mish", "log1p", "expm1", "sign", "floor", "round", "lift_fresh_copy", "log_sigmoid_forward", "relu6",
+    "dropout", "native_dropout", "reciprocal", "square", "sin", "cos", "logical_not", "mish", "log1p", "expm1", "sign",
+    "floor", "ceil", "trunc", "round", "lift_fresh_copy", "log_sigmoid_forward", "relu6", "isnan", "isinf", "isfinite",
+    "nan_to_num", "tan", "asin", "acos", "atan", "sinh", "cosh", "bitwise_not", "log2", "log10", "exp2", "erfinv",
     "_softmax", "_log_softmax", "_safe_softmax",
 )  # fmt: skip
 def _same(values: Values, node: Node) -> Axes | list[Axes] | None:
@@ -70,10 +71,10 @@ def _same(values: Values, node: Node) -> Axes | list[Axes] | None:
 )  # fmt: skip
 def _broadcast(values: Values, node: Node) -> Axes | None:
     inputs = [values.of(a) for a in flatten((node.args, node.kwargs)) if isinstance(a, Node)]
-    return _broadcast_axes(inputs, shape_of(node))
+    return broadcast_axes(inputs, shape_of(node))
 
 
-def _broadcast_axes(inputs: Sequence[Axes], shape: Sequence[int]) -> Axes:
+def broadcast_axes(inputs: Sequence[Axes], shape: Sequence[int]) -> Axes:
     out: Axes = []
     pairs: list[tuple[Axis, Axis]] = []
     for back in range(1, len(shape) + 1):
@@ -92,7 +93,7 @@ def _getitem(values: Values, node: Node) -> Axes | None:
     # A rule that gives one list of axes has one result that anybody asks for, the first.
     if isinstance(found, list):
         return found
-    return values.of(args_of(node)[0]) if at == 0 else fixed_axes(node.meta.get("val"))
+    return values.of(args_of(node)[0]) if at == 0 else fixed_axes(node.meta.get("val"), name_of(args_of(node)[0]))
 
 
 @rule("convolution")
@@ -134,7 +135,7 @@ def _matmul(values: Values, node: Node) -> Axes | None:
 @rule("addmm", "baddbmm")
 def _addmm(values: Values, node: Node) -> Axes | None:
     bias, a, b = (values.of(args_of(node)[i]) for i in range(3))
-    return _broadcast_axes([values.contract(a, b), bias], shape_of(node))
+    return broadcast_axes([values.contract(a, b), bias], shape_of(node))
 
 
 @rule("linear")
@@ -188,8 +189,7 @@ def _reduce(values: Values, node: Node) -> Axes | None:
     dims = range(len(x)) if given is None or given == [] else [given] if isinstance(given, int) else given
     gone = {int(d) % len(x) for d in dims}
     if name == "argmax":
-        for d in gone:
-            pin(x[d])
+        values.pin_for(node, [x[d] for d in gone])
     kept = len(shape_of(node)) == len(x)
     return [Leaf(1) if d in gone else axis for d, axis in enumerate(x) if kept or d not in gone]
 
@@ -215,7 +215,7 @@ def _view(values: Values, node: Node) -> Axes | None:
 @rule("expand")
 def _expand(values: Values, node: Node) -> Axes:
     # Along a dimension that is copied every index is alike, so it is free to be whatever it meets.
-    return _broadcast_axes([values.of(args_of(node)[0])], shape_of(node))
+    return broadcast_axes([values.of(args_of(node)[0])], shape_of(node))
 
 
 @rule("as_strided")
@@ -236,27 +236,32 @@ def _slice(values: Values, node: Node) -> Axes | None:
     if not shape_of(node)[d]:
         x[d] = fixed(0)
         return x
-    start, end = option_of(node, 2, "start"), option_of(node, 3, "end")
-    start = 0 if start is None else max(start + n, 0) if start < 0 else min(start, n)
-    end = n if end is None else max(end + n, 0) if end < 0 else min(end, n)
+    start, end = slice_range(option_of(node, 2, "start"), option_of(node, 3, "end"), n)
     if int(option_of(node, 4, "step", 1)) != 1:
         values.pin_for(node, [x[d]])
-        x[d] = fixed(shape_of(node)[d])
+        x[d] = fixed(shape_of(node)[d], name_of(node))
         return x
     pieces = split_sum(x[d], [s for s in (start, end - start, n - end) if s])
     if pieces is None:
-        pin(x[d])
-        x[d] = fixed(end - start)
+        values.pin_for(node, [x[d]])
+        x[d] = fixed(end - start, name_of(node))
     else:
         x[d] = pieces[1 if start else 0]
     return x
+
+
+def slice_range(start: int | None, end: int | None, n: int) -> tuple[int, int]:
+    """Where a slice of n indices begins and ends."""
+    start = 0 if start is None else max(start + n, 0) if start < 0 else min(start, n)
+    end = n if end is None else max(end + n, 0) if end < 0 else min(end, n)
+    return start, max(start, end)
 
 
 @rule("select")
 def _select(values: Values, node: Node) -> Axes:
     x = list(values.of(args_of(node)[0]))
     d = int(args_of(node)[1]) % len(x)
-    pin(x[d])
+    values.pin_for(node, [x[d]])
     return _at(x, d, int(args_of(node)[2]))
 
 
@@ -273,7 +278,7 @@ def _split(values: Values, node: Node) -> list[Axes] | None:
     d = int(option_of(node, 1 if name_of(node) == "unbind" else 2, "dim", 0)) % len(x)
     shapes = [list(m.shape) for m in node.meta["val"]]
     if name_of(node) == "unbind":
-        pin(x[d])
+        values.pin_for(node, [x[d]])
         return [_at(x, d, i) for i in range(len(shapes))]
     pieces = split_sum(x[d], [s[d] for s in shapes])
     if pieces is None:
@@ -285,16 +290,25 @@ def _split(values: Values, node: Node) -> list[Axes] | None:
 def _cat(values: Values, node: Node) -> Axes:
     inputs = [values.of(a) for a in args_of(node)[0]]
     d = int(option_of(node, 1, "dim", 0)) % len(inputs[0])
+    if node.meta.get("apart"):
+        return _apart(inputs)
     unify_all([(inputs[0][i], axes[i]) for axes in inputs[1:] for i in range(len(axes)) if i != d])
     out = list(inputs[0])
     out[d] = concatenation([axes[d] for axes in inputs])
     return out
 
 
+def _apart(inputs: Sequence[Axes]) -> Axes:
+    """Tensors one after another along dimension 0, which has an order, each with a last dimension of its own."""
+    own = [restrict(a[-1], resolve(a[0]), i) for a in inputs for i in range(size(a[0]))]
+    over = fixed(len(own))
+    return [over, *inputs[0][1:-1], Dependent(over, own)]
+
+
 @rule("stack")
 def _stack(values: Values, node: Node) -> Axes:
     inputs = [values.of(a) for a in args_of(node)[0]]
-    out = _broadcast_axes(inputs, shape_of(inputs_node) if isinstance(inputs_node := args_of(node)[0][0], Node) else [])
+    out = broadcast_axes(inputs, shape_of(inputs_node) if isinstance(inputs_node := args_of(node)[0][0], Node) else [])
     out.insert(int(option_of(node, 1, "dim", 0)) % (len(out) + 1), fixed(len(inputs)))
     return out
 
@@ -307,8 +321,8 @@ def _pad(values: Values, node: Node) -> Axes:
         before, after = pads[2 * i], pads[2 * i + 1]
         d = len(x) - 1 - i
         if before < 0 or after < 0:
-            pin(x[d])
-            x[d] = fixed(shape_of(node)[d])
+            values.pin_for(node, [x[d]])
+            x[d] = fixed(shape_of(node)[d], name_of(node))
         elif before or after:
             # Padding is the same everywhere, so the padded indices are alike among themselves.
             x[d] = concatenation([Leaf(before), x[d], Leaf(after)])
@@ -342,9 +356,8 @@ def _embedding(values: Values, node: Node) -> Axes:
 def _index_select(values: Values, node: Node) -> Axes:
     x = list(values.of(args_of(node)[0]))
     d = int(args_of(node)[1]) % len(x)
-    for axis in [x[d], *values.of(args_of(node)[2])]:
-        pin(axis)
-    x[d] = fixed(shape_of(node)[d])
+    values.pin_for(node, [x[d], *values.of(args_of(node)[2])])
+    x[d] = fixed(shape_of(node)[d], name_of(node))
     return x
 
 
@@ -355,11 +368,10 @@ def _index(values: Values, node: Node) -> Axes | None:
     used = [d for d, i in enumerate(indices) if i is not None]
     if not used or used != list(range(used[0], used[-1] + 1)):
         return None
-    for axis in [*(x[d] for d in used), *(a for i in indices for a in values.of(i))]:
-        pin(axis)
+    values.pin_for(node, [*(x[d] for d in used), *(a for i in indices for a in values.of(i))])
     shape = shape_of(node)
     new = len(shape) - (len(x) - len(used))
-    picked: Axes = [fixed(n) for n in shape[used[0] : used[0] + new]]
+    picked: Axes = [fixed(n, name_of(node)) for n in shape[used[0] : used[0] + new]]
     return [*x[: used[0]], *picked, *x[used[-1] + 1 :]]
 
 
@@ -371,8 +383,3 @@ def _ordered(values: Values, node: Node) -> Axes:
     values.pin_for(node, [x[int(d)] for d in dims])
     values.mix(x, dims)
     return x
-
-
-@rule("full", "scalar_tensor", "arange", "zeros", "ones", "empty", "lift_fresh_copy", "new_zeros", "new_ones")
-def _constant(values: Values, node: Node) -> Axes:
-    return fixed_axes(node.meta.get("val"))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
 
 from modeconn_cli.symmetry.axes import Axes, Axis, Leaf, fixed
-from modeconn_cli.symmetry.equations import leaves, pin, unify, unify_all
+from modeconn_cli.symmetry.equations import pin, unify, unify_all
 
 
 class Values:
     """Axes of every value so far, and what operations ask of them.
 
     axes: of a value; of an operation with several results, a list for each.
-    pinned: operations that pinned axes, each with the leaves that were free before.
+    made_anew: axes of constants, which are others at every use: being read twice makes nothing the same.
+    alike: the constants that are everywhere the same number.
     statistics: BatchNorm's running means and variances.
     summed: sets of axes along which an operation neither sums nor compares. What depends on an index that is not among
         them would be mixed over that index, so it may not depend on it.
@@ -25,7 +26,8 @@ class Values:
 
     def __init__(self) -> None:
         self.axes: dict[Node, Axes | list[Axes]] = {}
-        self.pinned: list[tuple[str, list[Leaf]]] = []
+        self.made_anew: dict[Node, Callable[[], Axes]] = {}
+        self.alike: set[Node] = set()
         self.statistics: set[Node] = set()
         self.summed: list[Axes] = []
 
@@ -33,8 +35,16 @@ class Values:
         """Axes of an input; none for a number."""
         if not isinstance(value, Node):
             return []
-        axes = self.axes[value]
+        axes = self.made_anew[value]() if value in self.made_anew else self.axes[value]
         return [a for a in axes if not isinstance(a, list)]
+
+    def be_alike(self, node: Node) -> Axes:
+        """Note that a value is everywhere the same number, so that no dimension of it has an order."""
+        self.alike.add(node)
+        self.made_anew[node] = lambda: [Leaf(n) for n in shape_of(node)]
+        found: Axes = [Leaf(n) for n in shape_of(node)]
+        self.axes[node] = found
+        return found
 
     def every(self, arguments: Any) -> Axes:
         """The axes of all values among arguments, however they are nested."""
@@ -43,10 +53,8 @@ class Values:
 
     def pin_for(self, node: Node, axes: Sequence[Axis]) -> None:
         """Pin axes for an operation that needs their order, or is not known."""
-        free = [leaf for axis in axes for leaf in leaves(axis) if not leaf.pinned and leaf.size > 1]
-        self.pinned.append((name_of(node), free))
         for axis in axes:
-            pin(axis)
+            pin(axis, name_of(node))
 
     def mix(self, axes: Axes, dims: Sequence[int]) -> None:
         """Note that an operation compares what stands along these dimensions with one another."""
@@ -61,9 +69,15 @@ class Values:
         return [*a[:-1], b[-1]]
 
 
-def fixed_axes(meta: Any) -> Axes:
+def fixed_axes(meta: Any, held_by: str | None = None) -> Axes:
     """Axes of a tensor like this one, each in its order."""
-    return [fixed(int(n)) for n in meta.shape] if isinstance(meta, Tensor) else []
+    return [fixed(int(n), held_by) for n in meta.shape] if isinstance(meta, Tensor) else []
+
+
+def constant_axes(value: Tensor, held_by: str) -> Axes:
+    """Axes of a tensor that is always this one: a dimension along which it is everywhere alike has no order."""
+    alike = [bool((value == value.narrow(d, 0, min(n, 1))).all()) for d, n in enumerate(value.shape)]
+    return [Leaf(n) if same else fixed(n, held_by) for n, same in zip(value.shape, alike, strict=True)]
 
 
 def args_of(node: Node) -> tuple[Any, ...]:
