@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.inputs import InputForm
 from modeconn_cli.states import named_state, set_state
 
 ALIGNMENT = 128  # floats, where a GPU reads in whole lines
@@ -28,9 +29,16 @@ class FlatModule:
         point: (P,) the coordinates; writing to it moves the network.
         size: how many of P are coordinates; on a CPU, all, but for a zero that may stand before complex ones.
         channels_last: whether image batches are laid out NHWC in memory before they enter.
+        takes: the form in which batches enter; by default in the parameters' type.
     """
 
-    def __init__(self, module: nn.Module, channels_last: bool = False, alignment: int | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        channels_last: bool = False,
+        alignment: int | None = None,
+        takes: InputForm | None = None,
+    ) -> None:
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         if not named:
             raise UserError("this network has no trainable parameters, so there is no weight space to move in.")
@@ -38,7 +46,8 @@ class FlatModule:
         if len(kinds) > 1:
             raise UserError(f"parameters must share one type and device; found {sorted(map(str, kinds))}.")
         self.module = module
-        self.channels_last = channels_last
+        self.takes = InputForm(named[0][1].dtype.to_real(), channels_last) if takes is None else takes
+        self.channels_last = self.takes.channels_last
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
         self.shapes = [p.shape for p in self.parameters]
@@ -57,9 +66,7 @@ class FlatModule:
 
     def __call__(self, x: Tensor) -> Any:
         """Whatever the module returns for a batch (N, ...)."""
-        if self.channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return self.module(x)
+        return self.module(self.takes(x))
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """One view into a (P,) vector for each parameter, of that parameter's shape."""

@@ -35,8 +35,9 @@ class Alignment:
             makes the aligned tensor from the second network's; for a ``<tensor>`` alone, the flat position of every
             element's source.
         objective_before, objective_after: what was lowered or raised, by the second network and by the aligned one.
-        certificate: how far the two are from being the same function, in float64: ``difference``, the largest of
-            outputs, relative; ``control``, the same of a permutation that is broken on purpose.
+        certificate: how far the two are from being the same function, in float64 or what the network names (``dtype``):
+            ``difference``, the largest of outputs, relative; ``control``, the same of a permutation that is broken on
+            purpose.
         summary: all that is known of it: method, groups and how many of their units moved, what was pinned.
     """
 

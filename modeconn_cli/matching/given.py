@@ -13,8 +13,9 @@ from torch.func import functional_call
 from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.buffers import norm_layers
+from modeconn_cli.inputs import form_of, taken
 from modeconn_cli.matching.midpoint import Check, Loss, Parameters
-from modeconn_cli.matching.search import NO_MEMORY, Matching, Memory
+from modeconn_cli.matching.search import NO_MEMORY, Matching, Memory, computed, searched
 from modeconn_cli.symmetry.groups import Symmetry
 from modeconn_cli.tasks.base import Task
 
@@ -48,8 +49,8 @@ class Given:
         return [n for n, _ in self.module.named_parameters()]
 
     def parameters(self, network: int) -> dict[str, Tensor]:
-        """Of the network with this number, on the device."""
-        return {n: self.states[network][n].to(self.device) for n in self.names}
+        """Of the network with this number, on the device, as searches compare them."""
+        return {n: searched(self.states[network][n].to(self.device)) for n in self.names}
 
     def matching(self, permutations: Sequence[Tensor]) -> Matching:
         """What was found, told by the inner product of the two networks' parameters before and after.
@@ -68,7 +69,7 @@ class Given:
         for group, p in zip(groups, found, strict=True):
             if p.shape != (group.size,) or not torch.equal(p.sort().values, torch.arange(group.size)):
                 raise UserError(f"what was found for {group.name} is no permutation of 0 to {group.size - 1}.")
-        a, b = ({n: self.states[i][n] for n in self.names} for i in (0, 1))
+        a, b = ({n: searched(self.states[i][n]) for n in self.names} for i in (0, 1))
         moved = self.symmetry.permute(dict(b), found)
         before, after = (sum(float((a[n].double() * to[n].double()).sum()) for n in self.names) for to in (b, moved))
         return Matching(found, [before, after], 0, before, after)
@@ -81,7 +82,7 @@ class Given:
         def batches() -> Iterator[Tensor]:
             drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
             for part in drawn[: self.batch * total].split(self.batch):
-                yield data.inputs(data.train, part, data.for_statistics(part))
+                yield taken(self.module, data.inputs(data.train, part, data.for_statistics(part)))
 
         return total, batches()
 
@@ -94,16 +95,19 @@ class Given:
         module = self.network().eval()
         for layer in norm_layers(module):
             layer.train()
-        own = {*self.names}
-        buffers = {k: v.to(self.device) for k, v in self.states[0].items() if k not in own}
+        kinds = {n: p.dtype for n, p in module.named_parameters()}
+        first = self.states[0]
+        buffers = {n: first[n].to(self.device) for n, _ in module.named_buffers() if n in first}
+        takes, _ = form_of(module, task.batch(data.train, slice(0, 2)).x)
         n = len(data.train)
         fixed = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:examples]
 
         def on(parameters: Parameters, chosen: Tensor) -> Tensor:
             chosen = chosen.to(data.train.x.device)
-            fresh = {k: v.clone() for k, v in buffers.items()}
+            own = {k: v.clone() for k, v in buffers.items()}
+            own |= {n: computed(p, kinds[n]) for n, p in parameters.items()}
             batch = task.batch(data.train, chosen)
-            return task.loss(functional_call(module, {**fresh, **parameters}, (batch.x,)), batch)
+            return task.loss(functional_call(module, own, (takes(batch.x),)), batch)
 
         def loss(parameters: Parameters, step: int) -> Tensor:
             generator = torch.Generator().manual_seed(seed * steps + step)

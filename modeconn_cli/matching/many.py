@@ -41,7 +41,7 @@ def match_all(
         given.progress(min(step + 1, options.sweeps), options.sweeps, f"objective {objective:.4f}")
         given.check()
 
-    here = [{k: v.to(given.device) for k, v in s.items()} for s in given.states]
+    here = [given.parameters(i) for i in range(len(given.states))]
     restarts = RESTARTS if options.restarts is None else options.restarts
     found = method(given.symmetry, here, given.names, options.sweeps, restarts, options.seed, watch, given.memory)
     return AllMatched(*found)

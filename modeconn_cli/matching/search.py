@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -70,3 +71,14 @@ class NoMemory:
 
 
 NO_MEMORY = NoMemory()
+
+
+def searched(value: Tensor) -> Tensor:
+    """A parameter as searches compare it: in float32; of a complex one, real and imaginary parts, a dimension more."""
+    return (torch.view_as_real(value) if value.is_complex() else value).detach().float()
+
+
+def computed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """What :func:`searched` gave, as a network of this type computes with it."""
+    value = value.to(dtype.to_real())
+    return torch.view_as_complex(value.contiguous()) if dtype.is_complex else value

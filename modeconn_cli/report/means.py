@@ -21,6 +21,7 @@ def mean_section(run: Found, name: str) -> Markup:
         cells = [c for m in metrics for c in (figure(one[m], m, read), interval(one[f"{m}_above_mean"], m, read))]
         rows.append(row(one["network"], *cells))
     heads = ("Network", *(head for m in metrics for head in (read.heading(m), "above_mean")))
+    proof = s["certificate"]
     round_, apart = (100 * s["cycle_error"][k] for k in ("this", "every pair by weight matching"))
     cycles = (
         f" Round three networks {round_:.1f}% of all units do not return to their place; {apart:.1f}% where every pair "
@@ -28,7 +29,7 @@ def mean_section(run: Found, name: str) -> Markup:
     )
     note = (
         "above_mean: above the mean of the networks' own. The same functions: outputs of the permuted networks differ "
-        f"by {s['certificate']['difference']:.0e} of the largest (float64; {s['certificate']['control']:.0e} for a "
+        f"by {proof['difference']:.0e} of the largest ({proof['dtype']}; {proof['control']:.0e} for a "
         f"broken permutation).{cycles if len(s['networks']) > 2 else ''}"
     )
     behind = [*endpoints_behind(run), run]

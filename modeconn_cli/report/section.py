@@ -59,7 +59,7 @@ def _alignments(pair: Pair) -> list[Markup]:
         proof = [f"{s['certificate'][k]:.0e}" for k in ("difference", "control")]
         rows.append(row(title_of(s["method"]), s["objective_is"], *worth, f"{moved} of {units}", *proof))
     heads = ("By", "Objective", "before", "after", "Units moved", "Outputs differ by", "by a broken permutation")
-    note = "Outputs of the permuted network against those before: float64, on test examples, in shares of the largest."
+    note = "Outputs of the permuted network against those before, on test examples, in shares of the largest."
     title = tag("h3", "How the second endpoint was aligned")
     return [title, table("Permutations of the second endpoint", heads, rows, "figures"), tag("p", note, class_="note")]
 

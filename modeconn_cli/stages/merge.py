@@ -16,6 +16,7 @@ from modeconn_cli.evaluation.measured import SPLITS, Question, split_note
 from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
 from modeconn_cli.matching.many import cycle_error, pairs_of
 from modeconn_cli.matching.options import Together
+from modeconn_cli.matching.search import searched
 from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.results import SCORES, Result, read_summary, task_note
@@ -55,7 +56,7 @@ class Merged(Permuting):
         module, symmetry, _ = self.traced
         states = [n.state() for n in self.networks]
         names = [n for n, _ in module.named_parameters()]
-        here = [{k: v.to(context.device) for k, v in s.items()} for s in states]
+        here = [{n: searched(s[n].to(context.device)) for n in names} for s in states]
         assert isinstance(self.method, Together)
         matched = self.method.match_all(self.given(states, run))
         permutations = matched.permutations

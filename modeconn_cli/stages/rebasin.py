@@ -16,6 +16,7 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.buffers import norm_layers
 from modeconn_cli.evaluation.evaluator import metrics, require_same
 from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
+from modeconn_cli.inputs import taken
 from modeconn_cli.matching.given import Given
 from modeconn_cli.matching.options import AsTheyAre, Method, Pairwise, Together, methods
 from modeconn_cli.networks import write_state
@@ -24,7 +25,7 @@ from modeconn_cli.stages.endpoints import Endpoint, endpoints, pair_label, two_o
 from modeconn_cli.stages.symmetries import groups_text
 from modeconn_cli.symmetry.certificate import certify_all, refuse_wrong
 from modeconn_cli.symmetry.graph import CannotTrace, trace
-from modeconn_cli.symmetry.groups import Symmetry
+from modeconn_cli.symmetry.groups import FROZEN, Symmetry, held
 from modeconn_cli.symmetry.written import read_groups
 from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context
@@ -154,11 +155,11 @@ class Permuting(Stage):
                     f"rebasin={options.method} compares what units compute, which takes the graph and not only the "
                     "groups: drop rebasin.groups, or use rebasin=weight."
                 )
-            symmetry = read_groups(self._groups_text, module.state_dict(), options.groups)
+            symmetry = held(read_groups(self._groups_text, module.state_dict(), options.groups), module)
             refuse_wrong(module, symmetry, self.examples(), options.groups)
             return module, symmetry, batch
         try:
-            return module, trace(module, data.inputs(data.train, slice(0, batch))), batch
+            return module, trace(module, taken(module, data.inputs(data.train, slice(0, batch)))), batch
         except CannotTrace as error:
             raise UserError(
                 f"{error}. Write its groups into a file (modeconn symmetries --output groups.yaml begins one) and give "
@@ -182,9 +183,15 @@ class Permuting(Stage):
                 f"{options.groups} names no dimension: where it has a number, write a name for what may move."
             )
         if not symmetry.groups:
-            held = ", ".join(symmetry.pinned_by)
-            because = f": {held} held every axis in its place" if held else ""
+            holds = ", ".join(symmetry.pinned_by)
+            because = f": {holds} held every axis in its place" if holds else ""
             raise UserError(f"this network has no permutation that leaves its function alone{because}.")
+        if FROZEN in symmetry.pinned_by:
+            places = symmetry.pinned_by[FROZEN]
+            more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+            self.context.reporter.say(
+                f"frozen parameters are fixed, and so is the order of the units along {', '.join(places[:3])}{more}"
+            )
 
     def given(self, states: Sequence[Mapping[str, Tensor]], run: Run) -> Given:
         """What the method is given to match these networks."""

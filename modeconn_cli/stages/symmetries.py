@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.inputs import taken
 from modeconn_cli.runs.directory import writable
 from modeconn_cli.settings import Config, check, rechosen
 from modeconn_cli.symmetry.axes import Axes, fixed
 from modeconn_cli.symmetry.certificate import refuse_wrong
 from modeconn_cli.symmetry.equations import leaves
 from modeconn_cli.symmetry.graph import CannotTrace, trace
-from modeconn_cli.symmetry.groups import Symmetry, symmetry_of
+from modeconn_cli.symmetry.groups import Symmetry, held, symmetry_of
 from modeconn_cli.symmetry.written import read_groups, write_groups
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.reporting import Silent
@@ -49,10 +50,10 @@ def groups_of(
     groups = rechosen(config.rebasin, "rebasin", "weight").groups  # set under any method, none too
     try:
         if groups is not None:
-            symmetry = read_groups(groups_text(groups), module.state_dict(), groups)
+            symmetry = held(read_groups(groups_text(groups), module.state_dict(), groups), module)
             refuse_wrong(module, symmetry, examples, groups)
         else:
-            symmetry = trace(module, examples)
+            symmetry = trace(module, taken(module, examples))
     except CannotTrace as error:
         if output is None:
             raise UserError(f"{error}. To write its groups by hand, begin with --output groups.yaml.") from None

@@ -13,6 +13,8 @@ import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+MISFIT = "dimensions divided in two ways"  # holds axes that cannot be matched, until the operation is known
+
 
 class Action(IntEnum):
     """Which matrices may act on an index set; each kind includes those before it.

@@ -10,9 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from modeconn_cli.symmetry.axes import Action, Axes, Axis, Dependent, Leaf, Product, Sum, fixed, size
-
-MISFIT = "dimensions divided in two ways"  # holds axes that cannot be matched, until the operation is known
+from modeconn_cli.symmetry.axes import MISFIT, Action, Axes, Axis, Dependent, Leaf, Product, Sum, fixed, size
 
 
 def product(parts: Sequence[Axis]) -> Axis:
@@ -49,7 +47,7 @@ def resolve(axis: Axis) -> Axis:
 
 def _resolve_dependent(dependent: Dependent) -> Axis:
     over = resolve(dependent.over)
-    members = dependent.members = [resolve(m) for m in dependent.members]
+    members = dependent.members = [*map(resolve, dependent.members)]
     if size(dependent) == 1 or all(same(members[0], m) for m in members[1:]):
         dependent.to = members[0]
     elif isinstance(over, Product):  # of an axis that was split since: dependent twice
@@ -139,7 +137,7 @@ def limit(axis: Axis, action: Action, held_by: str | None = None) -> None:
 
 
 def pin(axis: Axis, held_by: str | None = None) -> None:
-    """Hold an axis in its order, by an operation where that is worth a name."""
+    """Hold an axis in its order; by an operation, where that is worth a name."""
     limit(axis, Action.fixed, held_by)
 
 
@@ -200,9 +198,8 @@ def _unify_leaf(leaf: Leaf, other: Axis) -> None:
                 pin(other, MISFIT)
             return
     limit(other, leaf.action, leaf.held_by)
-    if leaf.pinned and leaf.held_by is None:
-        for held in leaves(other):
-            held.held_by = None
+    for held in leaves(other) if leaf.pinned and leaf.held_by is None else ():
+        held.held_by = None
     leaf.to = other
 
 

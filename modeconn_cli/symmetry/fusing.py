@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from modeconn_cli.errors import RunFailed
-from modeconn_cli.symmetry.certificate import TOLERANCE
+from modeconn_cli.symmetry.certificate import TOLERANCES
 from modeconn_cli.symmetry.graph import export
 from modeconn_cli.tasks.outputs import tensor_of
 
@@ -159,7 +159,7 @@ def certify_fusion(module: nn.Module, fusion: Fusion, x: Tensor) -> dict[str, An
         return float((other.double() - wanted).abs().max()) / scale
 
     difference = apart(tensor_of(rewritten(inputs)))
-    if not difference <= TOLERANCE:
+    if not difference <= TOLERANCES[torch.float64]:
         raise RunFailed(
             f"the network without its norms is not the same function: outputs differ by {difference:.1e} of the "
             "largest. Please report the network; endpoints.fuse=false leaves it as it is."
@@ -172,7 +172,7 @@ def certify_fusion(module: nn.Module, fusion: Fusion, x: Tensor) -> dict[str, An
         layer.bias.copy_(torch.zeros_like(right) if before is None else before)
         control = max(control, apart(tensor_of(rewritten(inputs))))
         layer.bias.copy_(right)
-        if control > TOLERANCE:
+        if control > TOLERANCES[torch.float64]:
             break
     rounded = apart(tensor_of(fused(module, fusion).eval()(x)))
     return {"difference": difference, "control": control, "rounded": rounded, "examples": len(x), "dtype": "float64"}

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from modeconn_cli.symmetry import recurrent
-from modeconn_cli.symmetry.axes import Axes, Leaf, size
+from modeconn_cli.symmetry.axes import MISFIT, Axes, Leaf, size
 from modeconn_cli.symmetry.constants import RESHAPING
-from modeconn_cli.symmetry.equations import MISFIT, collapse, leaves, pin
+from modeconn_cli.symmetry.equations import collapse, leaves, pin
 from modeconn_cli.symmetry.groups import FROZEN, Symmetry, frozen, symmetry_of
 from modeconn_cli.symmetry.places import unplaced
 from modeconn_cli.symmetry.rules import LINEAR, NONLINEAR, RULES
@@ -177,12 +177,16 @@ class _Walk:
 
     def _give_up(self, node: Node) -> None:
         """Pin everything that an operation reads and gives."""
-        self.values.pin_for(node, self.values.every((node.args, node.kwargs)))
+        read = self.values.every((node.args, node.kwargs))
+        self.values.pin_for(node, read)
+        # Named where it takes freedom: from what it reads, or else from what its result meets.
+        took = any(leaf.held_by == name_of(node) for axis in read for leaf in leaves(axis))
+        name = None if took else name_of(node)
         meta = node.meta.get("val")
         if isinstance(meta, tuple | list):
-            self.values.axes[node] = [fixed_axes(m, name_of(node)) for m in meta]
+            self.values.axes[node] = [fixed_axes(m, name) for m in meta]
         else:
-            self.values.axes[node] = fixed_axes(meta, name_of(node))
+            self.values.axes[node] = fixed_axes(meta, name)
 
     def symmetry(self) -> Symmetry:
         """What the equations leave free."""

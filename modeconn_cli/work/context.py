@@ -20,11 +20,12 @@ from modeconn_cli.data.options import Inputs
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.evaluation.options import Interpolation
+from modeconn_cli.inputs import InputForm, form_of
 from modeconn_cli.models import build as models
 from modeconn_cli.settings import Config, fields_off_default
 from modeconn_cli.symmetry.fusing import Fusion, find_fusion, fused
 from modeconn_cli.symmetry.graph import CannotTrace
-from modeconn_cli.targets import Target
+from modeconn_cli.targets import Target, first_line
 from modeconn_cli.tasks.base import Task
 from modeconn_cli.tasks.make import make_task
 from modeconn_cli.tracking import Trackers
@@ -217,7 +218,23 @@ class Context:
         _ = self.task_on_host  # made before the seed is set, for it may draw
         torch.manual_seed(seed)
         module = self.module().to(self.device)
-        return FlatModule(module, self._channels_last(module))
+        return FlatModule(module, takes=self._takes(module))
+
+    def _takes(self, module: nn.Module) -> InputForm:
+        """The form in which a network takes batches; what it does not take is said once."""
+
+        def find() -> InputForm:
+            x = self.task.batch(self.task.data.train, slice(0, 2)).x
+            form, refusal = form_of(module, x, self._channels_last(module))
+            if refusal is not None:
+                self.reporter.say(
+                    f"this network does not take images laid out channels-last ({first_line(refusal)}), so they enter "
+                    "contiguous: .reshape in place of .view takes both"
+                )
+            return form
+
+        asked = f"{self.task_fields()} {self.config.runtime.channels_last} {self.device}"
+        return self.recent("takes", asked, find)
 
     def evaluator(self, net: FlatModule, options: Interpolation | None = None) -> Evaluator:
         return Evaluator(net, self.task, options or self.config.interpolation)
