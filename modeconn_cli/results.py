@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from modeconn_cli.evaluation.measured import Measured, Question, judged, metric_names, unpack
+from modeconn_cli.evaluation.measured import METHOD, Measured, Question, judged, metric_names, unpack
 from modeconn_cli.networks import read_state
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.tasks.base import Column, Task
@@ -38,7 +38,8 @@ class Result:
     """What a stage found.
 
     title: what it is, in a heading; metrics: single figures by name, as gather takes them; columns: how figures read,
-    by name, four digits where nothing is said; barriers: by metric and convention, each value, low, high; verdict: as
+    by name, four digits where nothing is said; barriers: by metric and convention, each value, corrected, se,
+    low, high; verdict: as
     evaluation.measured.judged gives it; pictures, networks: files of the run directory; more: what else summary.json
     holds.
     """
@@ -216,10 +217,12 @@ def read_summary(folder: Path, question: Question | None = None) -> dict[str, An
     summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
     if question is None or "barriers" not in summary:
         return summary
-    if not question.same_intervals(summary["intervals"]) and (folder / SCORES).exists():
+    intervals = summary["intervals"]
+    same = question.same_intervals(intervals) and intervals["method"] == METHOD
+    if not same and (folder / SCORES).exists():
         summary["barriers"] = _barriers(folder, summary, question)
-        summary["intervals"] |= {"resamples": question.resamples, "confidence": question.confidence}
-    summary["verdict"] = judged(summary["barriers"], question.criterion)
+        intervals |= {"method": METHOD, "resamples": question.resamples, "confidence": question.confidence}
+    summary["verdict"] = judged(summary["barriers"], question)
     return summary
 
 

@@ -16,17 +16,18 @@ from safetensors.torch import load_file
 
 from modeconn_cli.evaluation import measured as measured_room
 from modeconn_cli.evaluation.evaluator import Evaluator
-from modeconn_cli.evaluation.measured import SPLITS, Measured
-from modeconn_cli.results import Result, Table
+from modeconn_cli.evaluation.measured import SPLITS, Measured, Question
+from modeconn_cli.results import Result, Table, read_summary
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.runs.find import Found
-from modeconn_cli.tasks.base import Column
+from modeconn_cli.tasks.base import Column, Criterion
 from modeconn_cli.tasks.classify import COLUMNS
 from modeconn_cli.work.plan import make_plan
 from modeconn_cli.work.reporting import Silent
 from modeconn_cli.work.stage import Stage, execute
 
 ASKED = ["interpolation.confidence=0.5", "interpolation.bootstrap=77", "interpolation.connected_below=40"]
+ASKED += ["interpolation.verdict_odds=9"]
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +70,19 @@ def test_another_question_is_answered_from_the_kept_scores_as_a_fresh_run_would(
     assert found(again) != found(first)
     assert {v["confidence"] for v in found(again)[1]} == {0.5}
     assert {v["below"] for v in found(again)[1]} == {40.0}
+    assert {v["odds"] for v in found(again)[1]} == {9.0}
     # What nobody asks anything of says what the run was first asked for.
     (run,) = Path("outputs/interpolate").glob("*/v1")
     shown = ok("runs", "show", str(run), "--json").json["summary"]
     assert (shown["intervals"]["confidence"], shown["verdict"]["below"]) == (0.95, 2.0)
+    # Intervals that were made in another way are made again from the scores, where anything is asked.
+    summary = json.loads((run / "summary.json").read_text())
+    old = {**summary, "intervals": {**summary["intervals"], "method": "percentile bootstrap over examples"}}
+    old["barriers"] = {m: {c: {"value": 1.0, "low": 0.0, "high": 9.0} for c in v} for m, v in old["barriers"].items()}
+    (run / "summary.json").write_text(json.dumps(old))
+    assert read_summary(run)["barriers"] == old["barriers"]
+    now = read_summary(run, Question(20, 0.95, Criterion("error", "above_mean", 2.0), 1.5))
+    assert {k: now[k] for k in ("barriers", "verdict")} == {k: summary[k] for k in ("barriers", "verdict")}
 
 
 def test_intervals_of_a_mean_of_networks_are_asked_again_too(passes: list[str]) -> None:
@@ -137,6 +147,17 @@ def test_means_and_their_errors_by_hand() -> None:
         np.testing.assert_allclose(means[f"{split}_error"], [50.0, 100.0, 0.0])
         np.testing.assert_allclose(errors[f"{split}_loss"], [1.0, 0.0, 0.5])
         np.testing.assert_allclose(errors[f"{split}_error"], [50.0, 0.0, 0.0])
+
+
+def test_a_standard_error_divides_by_one_less_than_there_are() -> None:
+    """Four examples, so that n and n - 1 give figures that no square root of a small number hides."""
+    wrong = torch.tensor([[True, False, False, False], [True, True, False, False]])
+    by_split = {s: {"nll": torch.tensor([[1.0, 2.0, 3.0, 6.0], [0.0, 0.0, 0.0, 4.0]]), "error": wrong} for s in SPLITS}
+    errors = Measured(np.array([0.0, 1.0]), np.ones(2), by_split, COLUMNS, 0.0).standard_errors()
+    for split in SPLITS:
+        # squares about the means 3 and 1 sum to 14 and 12, over 3 and then 4
+        np.testing.assert_allclose(errors[f"{split}_nll"], [np.sqrt(14 / 3 / 4), 1.0])
+        np.testing.assert_allclose(errors[f"{split}_error"], [25.0, 100 * np.sqrt(1 / 3 / 4)])
 
 
 class Distance(Stage):

@@ -6,9 +6,18 @@ With L(t) a metric along the path and t=0, t=1 its ends:
     above_mean  max over t of L(t) - [L(0) + L(1)] / 2       Frankle et al. 2020, Ainsworth et al. 2023 (Git Re-Basin)
     above_max   max over t of L(t) - max[L(0), L(1)]         Garipov et al. 2018, Draxler et al. 2018
     midpoint    L(1/2) - [L(0) + L(1)] / 2
+
+A maximum of measured values is too high on average, most where the path is flat: the highest of many points is the one
+that its noise favours. So t is chosen with one copy of the path and read off another whose noise is independent. From L
+with noise of covariance S/n, draw w of that covariance: L + w and L - w are two such copies (the normal case of data
+fission, Leiner et al. 2023, arXiv:2112.11079; as halving the examples would give, but averaged over many w and with all
+of them). Here w are the bootstrap's own deviations, so that how points of a path move together is theirs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -17,6 +26,12 @@ from torch import Tensor
 from modeconn_cli.families.base import Array
 
 CONVENTIONS = ("above_line", "above_mean", "above_max", "midpoint")
+# A t that is chosen by one noisy copy lies beside a peak as often as on it, so what is read there is a little low; the
+# plain maximum is high. A fifth of the way from one to the other covers flat and peaked paths alike, as
+# scripts/coverage.py measures.
+TOWARDS_MAXIMUM = 0.2
+COPIES = 16  # pairs of copies, L + w and L - w, behind each resample's estimate
+CHUNK = 1 << 21  # numbers that are worked on at once
 
 
 def barriers(t: Array, L: Array) -> dict[str, Array]:
@@ -25,14 +40,13 @@ def barriers(t: Array, L: Array) -> dict[str, Array]:
     ``midpoint`` is interpolated linearly where 1/2 is not among t. The maxima include the ends, so above_line
     and above_max are never negative, and above_mean never less than half the ends' difference.
     """
-    start, end = L[..., :1], L[..., -1:]
     after = int(np.searchsorted(t, 0.5))
     before = after if t[after] == 0.5 else after - 1
     share = 0.0 if before == after else (0.5 - t[before]) / (t[after] - t[before])
     middle = (1 - share) * L[..., before] + share * L[..., after]
     mean = (L[..., 0] + L[..., -1]) / 2
     return {
-        "above_line": (L - (1 - t) * start - t * end).max(-1),
+        "above_line": _over_line(t, L).max(-1),
         "above_mean": L.max(-1) - mean,
         "above_max": L.max(-1) - np.maximum(L[..., 0], L[..., -1]),
         "midpoint": middle - mean,
@@ -42,8 +56,7 @@ def barriers(t: Array, L: Array) -> dict[str, Array]:
 def resampled_means(per_example: Tensor, resamples: int, seed: int = 0) -> Array:
     """Bootstrap means (resamples, T) of per-example values (T, n): examples redrawn with replacement.
 
-    Every t sees the same redrawn examples, so differences along the path keep their correlation. Resampled
-    maxima over t are a little high, as any maximum of noisy values is; intervals of a barrier lean that way.
+    Every t sees the same redrawn examples, so differences along the path keep their correlation.
     """
     values = per_example.double()
     n = values.shape[1]
@@ -60,18 +73,80 @@ def resampled_means(per_example: Tensor, resamples: int, seed: int = 0) -> Array
 
 
 def barrier_intervals(t: Array, L: Array, resampled: Array, confidence: float) -> dict[str, dict[str, float]]:
-    """Each convention's value on L (T,) with the percentile interval of its bootstrap resamples (R, T)."""
-    values = barriers(t, L)
-    spread = barriers(t, resampled)
+    """Each convention's barrier on L (T,), from bootstrap means (R, T) of L.
+
+    value: the plain maximum, as papers report it; corrected: without its bias; se: the standard error of that; low,
+    high: an interval for the barrier of the examples' distribution. It holds both. Barriers that include the ends are
+    never negative, and neither is their interval.
+    """
+    noise = resampled - L
+    copies = min(COPIES, len(noise) // 2)
+    others = resampled[copies:]
+    values, estimates = barriers(t, L), _by_copies(t, L[None], noise)
+    highest, spread = barriers(t, others), _by_copies(t, others, noise[:copies])
     tails = [50 * (1 - confidence), 50 * (1 + confidence)]
     out = {}
-    for name in CONVENTIONS:
-        low, high = np.percentile(spread[name], tails)
-        out[name] = {"value": float(values[name]), "low": float(low), "high": float(high)}
-    return out
+    for name, share in dict.fromkeys(estimates, TOWARDS_MAXIMUM).items():
+        value, corrected = float(values[name]), float(estimates[name][0])
+        around = (1 - share) * spread[name] + share * highest[name]
+        low, high = (1 - share) * corrected + share * value + np.percentile(around - around.mean(), tails)
+        corrected = min(max(corrected, 0.0), value)
+        out[name] = _barrier(value, corrected, spread[name], min(max(low, 0.0), corrected), max(high, value))
+    # Nothing is chosen at 1/2.
+    middles, value = barriers(t, resampled)["midpoint"], float(values["midpoint"])
+    low, high = np.percentile(middles, tails)
+    return out | {"midpoint": _barrier(value, value, middles, min(low, value), max(high, value))}
 
 
-def verdict(barrier: dict[str, float], below: float) -> str:
+def _barrier(value: float, corrected: float, spread: Array, low: float, high: float) -> dict[str, float]:
+    found = {"value": value, "corrected": corrected, "se": spread.std(ddof=1), "low": low, "high": high}
+    return {k: float(v) for k, v in found.items()}
+
+
+def _by_copies(t: Array, L: Array, noise: Array) -> dict[str, Array]:
+    """By convention, means (J,) over noise w (I, T) of the barrier of L - w (J, T) where L + w has it, and of L + w
+    where L - w has it."""
+    w = np.concatenate([noise, -noise])
+    rows = max(1, CHUNK // w.size)
+    parts = [_at_chosen(t, part, w) for part in np.split(L, range(rows, len(L), rows))]
+    return {name: np.concatenate([part[name].mean(1) for part in parts]) for name in parts[0]}
+
+
+def _at_chosen(t: Array, L: Array, w: Array) -> dict[str, Array]:
+    """By convention, (J, I): the barrier of L - w, L (J, T) and w (I, T), at the t and the end that L + w has it at."""
+
+    def highest(L: Array, w: Array) -> Array:
+        at = (L[:, None] + w).argmax(-1)
+        return np.take_along_axis(L, at, 1) - w[np.arange(len(w)), at]
+
+    starts, ends = (L[:, None, k] - w[:, k] for k in (0, -1))
+    start_chosen = L[:, None, 0] + w[:, 0] >= L[:, None, -1] + w[:, -1]
+    top = highest(L, w)
+    return {
+        "above_line": highest(_over_line(t, L), _over_line(t, w)),
+        "above_mean": top - (starts + ends) / 2,
+        "above_max": top - np.where(start_chosen, starts, ends),
+    }
+
+
+def _over_line(t: Array, L: Array) -> Array:
+    """L (..., T) above the line through its ends."""
+    over: Array = L - (1 - t) * L[..., :1] - t * L[..., -1:]
+    return over
+
+
+def verdict_bounds(barrier: Mapping[str, float], odds: float) -> dict[str, float]:
+    """``low`` and ``high`` of a barrier by its standard error, each of them right at ``odds`` to one.
+
+    Of a barrier from before it was corrected, its interval.
+    """
+    if "corrected" not in barrier:
+        return {k: barrier[k] for k in ("low", "high")}
+    half = NormalDist().inv_cdf(odds / (1 + odds)) * barrier["se"]
+    return {"low": barrier["corrected"] - half, "high": barrier["corrected"] + half}
+
+
+def verdict(barrier: Mapping[str, float], below: float) -> str:
     """ "yes" when the whole interval lies under the threshold, "no" when none of it does, else "undecided"."""
     if barrier["high"] < below:
         return "yes"

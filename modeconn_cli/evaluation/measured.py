@@ -13,22 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.evaluation.barriers import barrier_intervals, resampled_means, verdict
+from modeconn_cli.evaluation.barriers import barrier_intervals, resampled_means, verdict, verdict_bounds
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.families.base import Array
 from modeconn_cli.tasks.base import Column, Criterion
 
 SPLITS = ("train", "test")
+METHOD = "bootstrap over examples, without the bias of choosing t"  # of intervals, as a summary says it
 KEPT_BYTES = 64 << 20  # scores of one path that are kept, at most
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of measured scores: how many bootstrap resamples, and the coverage of their intervals."""
+    """What is asked of measured scores.
+
+    resamples: of the bootstrap; confidence: coverage of its intervals; odds: at which a verdict is given, to one.
+    """
 
     resamples: int
     confidence: float
     criterion: Criterion
+    odds: float
 
     def same_intervals(self, intervals: Mapping[str, Any]) -> bool:
         """Whether intervals that a summary holds answer it."""
@@ -113,14 +118,16 @@ def unpack(kept: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def judged(barriers: Mapping[str, Mapping[str, Mapping[str, float]]], criterion: Criterion) -> dict[str, Any]:
+def judged(barriers: Mapping[str, Mapping[str, Mapping[str, float]]], question: Question) -> dict[str, Any]:
     """Whether a path connects its ends, by the task's criterion on the test split, and the figures behind it."""
+    criterion = question.criterion
     found = dict(barriers[f"test_{criterion.column}"][criterion.convention])
     return {
-        "connected": verdict(found, criterion.below),
+        "connected": verdict(verdict_bounds(found, question.odds), criterion.below),
         "metric": f"test_{criterion.column}",
         "convention": criterion.convention,
         "below": criterion.below,
+        "odds": question.odds,
         **found,
     }
 

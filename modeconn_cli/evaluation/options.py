@@ -52,4 +52,11 @@ class Interpolation:
         gt=0,
         identity=False,
     )
+    verdict_odds: float = option(
+        1.5,
+        "Odds, to one, at which a verdict is right even for a barrier at the threshold; 1: the corrected one decides.",
+        ge=1,
+        le=1e6,
+        identity=False,
+    )
     path: PathOf = option(PathOf.curve, "evaluate: which path to evaluate, curve or segment.", identity=False)

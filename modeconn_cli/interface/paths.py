@@ -75,7 +75,7 @@ class Measured(ABC):
 
     @property
     def connected(self) -> bool | None:
-        """Whether it connects its ends, by the task's criterion; None: undecided, the threshold is in the interval."""
+        """Whether it connects its ends, by the task's criterion; None: undecided, too near the threshold."""
         return {"yes": True, "no": False}.get(self.result.summary["verdict"]["connected"])
 
     @property

@@ -87,6 +87,8 @@ def verdict_sentence(path: PathResult) -> str:
     v, metrics = path.summary["verdict"], path.metrics
     how = {"yes": "joins", "no": "does not join", "undecided": "may or may not join"}[v["connected"]]
     sign = {"yes": "below", "no": "not below", "undecided": "against"}[v["connected"]]
+    if sign != "against" and _holds_threshold(v):
+        sign = f"likely {sign}"
     level = round(100 * path.summary["intervals"]["confidence"])
     loss = metrics.main[0]
     return (
@@ -97,9 +99,16 @@ def verdict_sentence(path: PathResult) -> str:
 
 
 def barrier_words(verdict: Mapping[str, Any], metrics: Metrics) -> str:
-    """As "test-error barrier 7.50 points [5.00, 10.83]"."""
-    unit = metrics.column(verdict["metric"]).difference
-    return interval_words(verdict["metric"], verdict, metrics, f" {unit}" if unit else "")
+    """As "test-error barrier 7.50 points [4.30, 10.83] (corrected 7.03)"."""
+    metric = verdict["metric"]
+    unit = metrics.column(metric).difference
+    words = interval_words(metric, verdict, metrics, f" {unit}" if unit else "")
+    value, corrected = (metrics.text(verdict.get(k, verdict["value"]), metric) for k in ("value", "corrected"))
+    return words if value == corrected else f"{words} (corrected {corrected})"
+
+
+def _holds_threshold(verdict: Mapping[str, Any]) -> bool:
+    return bool(verdict["low"] < verdict["below"] <= verdict["high"])
 
 
 def interval_words(metric: str, found: Mapping[str, float], metrics: Metrics, unit: str = "") -> str:
@@ -119,6 +128,7 @@ def connection(verdicts: list[dict[str, Any]], first: str, second: str, metrics:
     figures = (
         f"{barrier_words(told, metrics)} along the {kind}, "
         f"{told['convention']}, {100 * told['confidence']:g}% interval, threshold {told['below']:g}"
+        f"{' inside it' if _holds_threshold(told) else ''}"
     )
     both = f"{first} and {second}"
     line = {"yes": "are linearly connected", "no": "are not linearly connected"}.get(verdicts[0]["connected"])

@@ -13,6 +13,7 @@ from modeconn_cli.errors import RunFailed
 from modeconn_cli.evaluation.evaluator import Evaluator, Scores, gram, metrics, require_same, search_maximum
 from modeconn_cli.evaluation.measured import (
     KEPT_BYTES,
+    METHOD,
     SPLITS,
     Measured,
     Question,
@@ -112,7 +113,7 @@ class MeasuredPath(Stage):
         run.write_rows("path.csv", rows)
         kept = keep_scores(run, measured.pack())
         barriers = measured.barriers(self.question)
-        verdict = judged(barriers, self.question.criterion)
+        verdict = judged(barriers, self.question)
         self.context.trackers.rows(rows)
         self.context.trackers.summary({"verdict": verdict["connected"], **barriers})
         more = self._more(measured, length, on_grid, evaluator)
@@ -184,7 +185,7 @@ class MeasuredPath(Stage):
             "aligned_by": self.end.aligned_by,
             "columns": columns,
             "intervals": {
-                "method": "percentile bootstrap over examples",
+                "method": METHOD,
                 "resamples": asked.resamples,
                 "confidence": asked.confidence,
             },
@@ -206,7 +207,7 @@ class MeasuredPath(Stage):
 def question_of(context: Context) -> Question:
     """What a request asks of scores."""
     options = context.config.interpolation
-    return Question(options.bootstrap, options.confidence, context.task.verdict)
+    return Question(options.bootstrap, options.confidence, context.task.verdict, options.verdict_odds)
 
 
 def keep_scores(run: Run, scores: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeconn_cli.evaluation.barriers import CONVENTIONS, barrier_intervals, barriers, resampled_means, verdict
+from modeconn_cli.evaluation.barriers import (
+    CONVENTIONS,
+    COPIES,
+    TOWARDS_MAXIMUM,
+    barrier_intervals,
+    barriers,
+    resampled_means,
+    verdict,
+    verdict_bounds,
+)
 
 
 def slow(t, L):
@@ -145,16 +156,109 @@ def test_booleans_and_floats_are_averaged_in_float64():
 # ----------------------------------------------------------------------------------------------- intervals
 
 
-def test_intervals_are_percentiles_of_the_resampled_barriers():
+def test_the_midpoint_has_percentiles_of_its_resamples():
     rng = np.random.default_rng(0)
     t, L = np.array([0, 0.3, 0.5, 1]), np.array([1, 2, 4, 1.5])
     resampled = L + rng.normal(size=(1001, 4))
     found = barrier_intervals(t, L, resampled, 0.9)
     for name in CONVENTIONS:
-        ordered = sorted(slow(t, row)[name] for row in resampled)
         assert found[name]["value"] == pytest.approx(slow(t, L)[name], abs=1e-12)
-        assert found[name]["low"] == pytest.approx(ordered[50], abs=1e-12)  # 1001 values: whole ranks
-        assert found[name]["high"] == pytest.approx(ordered[950], abs=1e-12)
+    ordered = sorted(slow(t, row)["midpoint"] for row in resampled)
+    assert found["midpoint"]["low"] == pytest.approx(ordered[50], abs=1e-12)  # 1001 values: whole ranks
+    assert found["midpoint"]["high"] == pytest.approx(ordered[950], abs=1e-12)
+    assert found["midpoint"]["corrected"] == found["midpoint"]["value"]
+    assert found["midpoint"]["se"] == pytest.approx(np.std(ordered, ddof=1))
+
+
+def by_copies(name, t, L, noise):
+    """Mean of what L - w has at the point that is highest on L + w, over every w and -w, one by one."""
+    found = []
+    for w in [*noise, *(-row for row in noise)]:
+        chosen, read = ([a + s * b for a, b in zip(L, w, strict=True)] for s in (1, -1))
+        if name == "above_line":
+            chosen, read = ([v - (1 - s) * c[0] - s * c[-1] for s, v in zip(t, c, strict=True)] for c in (chosen, read))
+        at = chosen.index(max(chosen))
+        ends = {
+            "above_line": 0,
+            "above_mean": (read[0] + read[-1]) / 2,
+            "above_max": read[0] if chosen[0] >= chosen[-1] else read[-1],
+        }
+        found.append(read[at] - ends[name])
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize(("R", "level"), [(20, 0), (101, 3)])
+def test_a_maximum_is_read_off_a_copy_that_did_not_choose_it(R, level):
+    """The whole interval by plain loops; on a path that is nearly flat, and on one with a peak."""
+    rng = np.random.default_rng(R)
+    t, L = np.array([0, 0.2, 0.5, 0.6, 1]), np.array([4, 4.1, 4 + level, 4.2, 4.3])
+    resampled = L + rng.normal(size=(R, 5))
+    found = barrier_intervals(t, L, resampled, 0.9)
+    noise, first = resampled - L, min(COPIES, R // 2)
+    for name in CONVENTIONS[:-1]:
+        value, corrected = slow(t, L)[name], by_copies(name, t, L, noise)
+        others = [(by_copies(name, t, row, noise[:first]), slow(t, row)[name]) for row in resampled[first:]]
+        mixed = [a + TOWARDS_MAXIMUM * (b - a) for a, b in others]
+        centre = corrected + TOWARDS_MAXIMUM * (value - corrected) - sum(mixed) / len(mixed)
+        low, high = (centre + np.percentile(mixed, q) for q in (5, 95))
+        corrected = min(max(corrected, 0), value)
+        wanted = {"value": value, "corrected": corrected, "se": np.std([a for a, _ in others], ddof=1)}
+        wanted |= {"low": min(max(low, 0), corrected), "high": max(high, value)}
+        assert found[name] == pytest.approx(wanted, abs=1e-12), name
+
+
+@given(curves(), st.integers(0, 1000))
+def test_an_interval_holds_its_estimates_and_no_barrier_below_zero(curve, seed):
+    t, L = curve
+    resampled = L[0] + np.random.default_rng(seed).normal(size=(20, len(t)))
+    for name, found in barrier_intervals(t, L[0], resampled, 0.5).items():
+        assert found["low"] <= found["corrected"] <= found["value"] <= found["high"]
+        assert name == "midpoint" or found["low"] >= 0
+
+
+def latent(rng, n, t, percent):
+    """Errors (T, n), 0 or 100, of examples that are hard or easy all along a path, and of ends that differ.
+
+    What is not an example's own (0.15 of the variance) is a walk in t, of correlation exp(-|t - s| / 0.3).
+    """
+    own, rest = rng.standard_normal((2, n))
+    wrong = []
+    for step, level in zip(np.diff(t, prepend=0), percent, strict=True):
+        kept = np.exp(-step / 0.3)
+        rest = kept * rest + np.sqrt(1 - kept**2) * rng.standard_normal(n)
+        wrong.append(np.sqrt(0.85) * own + np.sqrt(0.15) * rest > NormalDist().inv_cdf(1 - level / 100))
+    return 100.0 * np.array(wrong)
+
+
+@pytest.mark.parametrize("shape", ["flat", "plateau", "peak"])
+def test_the_true_barrier_is_covered_and_a_flat_path_joins(shape):
+    """A plain bootstrap of the maximum covers 1% of flat paths here and calls nearly all of them undecided."""
+    rng, t, trials = np.random.default_rng(1), np.linspace(0, 1, 31), 100
+    above = {"flat": 0 * t, "plateau": 2 * np.clip(np.minimum(t, 1 - t) / 0.15, 0, 1), "peak": 6 * np.sin(np.pi * t)}
+    true = above[shape].max()
+    covered, joined, bias = 0, 0, []
+    for trial in range(trials):
+        errors = latent(rng, 360, t, 10 + above[shape])
+        resampled = resampled_means(torch.from_numpy(errors), 200, seed=trial)
+        found = barrier_intervals(t, errors.mean(1), resampled, 0.95)["above_mean"]
+        covered += found["low"] <= true <= found["high"]
+        joined += verdict(verdict_bounds(found, 1.5), 2.0) == "yes"
+        bias.append(found["corrected"] - true)
+    assert covered >= 90  # of 95 expected
+    assert abs(np.mean(bias)) < 0.7
+    if shape == "flat":
+        assert joined >= 85
+    if shape == "peak":
+        assert joined == 0
+
+
+def test_bounds_of_a_verdict_are_normal_quantiles():
+    barrier = {"value": 5.0, "corrected": 3.0, "se": 2.0, "low": 0.0, "high": 9.0}
+    assert verdict_bounds(barrier, 1) == {"low": 3.0, "high": 3.0}
+    assert verdict_bounds(barrier, 39) == pytest.approx({"low": 3 - 2 * 1.959964, "high": 3 + 2 * 1.959964}, rel=1e-6)
+    assert verdict_bounds(barrier, 1.5) == pytest.approx({"low": 3 - 2 * 0.253347, "high": 3 + 2 * 0.253347}, rel=1e-5)
+    before_it_was_corrected = {"value": 5.0, "low": 1.0, "high": 9.0}
+    assert verdict_bounds(before_it_was_corrected, 1.5) == {"low": 1.0, "high": 9.0}
 
 
 @pytest.mark.parametrize(("confidence", "least", "most"), [(0.95, 0.88, 0.985), (0.5, 0.4, 0.6)])

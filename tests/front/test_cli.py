@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -220,13 +221,15 @@ def test_barriers_are_those_of_path_csv_by_every_convention(lab: tuple[Path, Ans
             }
             assert {k: v["value"] for k, v in found.items()} == pytest.approx(wanted, abs=1e-12), name
             for interval in found.values():
-                assert interval["low"] <= interval["high"]
+                assert interval["low"] <= interval["corrected"] <= interval["value"] <= interval["high"]
         verdict = summary["verdict"]
         # Frankle et al. 2020, whose threshold it is, measure above the endpoints' mean.
         assert (verdict["metric"], verdict["convention"], verdict["below"]) == ("test_error", "above_mean", 2.0)
         barrier = summary["barriers"]["test_error"]["above_mean"]
         assert [verdict[k] for k in ("value", "low", "high")] == [barrier[k] for k in ("value", "low", "high")]
-        connected = "yes" if barrier["high"] < 2 else "no" if barrier["low"] >= 2 else "undecided"
+        half = NormalDist().inv_cdf(3 / 5) * barrier["se"]  # odds of 3 to 2
+        low, high = barrier["corrected"] - half, barrier["corrected"] + half
+        connected = "yes" if high < 2 else "no" if low >= 2 else "undecided"
         assert verdict["connected"] == connected
 
 
