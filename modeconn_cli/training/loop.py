@@ -124,6 +124,7 @@ class Trainer:
         rows_of_gradient = len(self.trained) if len(self.trained) > 1 and not self._own_force else 0
         self._force_tp = torch.empty(rows_of_gradient, len(net.point), dtype=net.point.dtype, device=device)
         pieces = self._scales_loss and engine is None and device.type == "cpu" and takes_pieces(recipe)
+        pieces = pieces and not any(p.is_complex() for p in net.parameters)  # which the fused kernels do not take
         self._update = make_update(recipe, self._rows, net.views if pieces else None)
         self.engine = engine or Eager(net, task, recipe.precision, recipe.weight_decay - self._decoupled, not pieces)
         # With few rows and no negative share, interpolating row by row is quicker on a CPU than a matrix product.

@@ -219,6 +219,39 @@ def test_decoupled_decay_shrinks_rows_by_their_share_of_the_point(make_data):
     torch.testing.assert_close((before - W)[:, spare], 0.05 * torch.outer(torch.tensor(c).double(), point))
 
 
+class Spectral(nn.Module):
+    """Complex weights before real ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(4, 5, dtype=torch.complex128))
+        self.head = nn.Linear(5, 3, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.head((x.to(self.a.dtype) @ self.a).abs())
+
+
+@pytest.mark.parametrize("trained", [FREE, FIXED])
+@pytest.mark.parametrize("optimizer", [Optimizer.sgd, Optimizer.adam])
+def test_complex_weights_descend_in_their_real_and_imaginary_parts(trained, optimizer, make_data):
+    data, torch_rule = make_data(), {Optimizer.sgd: torch.optim.SGD, Optimizer.adam: torch.optim.Adam}[optimizer]
+    module = Spectral()
+    net = FlatModule(module)
+    W, c = random_rows(net, 3), [0.25, 0.5, 0.25]
+    expected = W.clone().requires_grad_()
+    w = torch.tensor(c, dtype=torch.float64) @ expected
+    parts = {"a": torch.view_as_complex(w[:40].view(4, 5, 2)), "head.weight": w[40:55].view(3, 5), "head.bias": w[55:]}
+    logits = functional_call(module, parts, (data.train.x,))
+    (smoothed_cross_entropy(logits, data.train.y, 0.0) + 0.05 * (w @ w)).backward()
+    torch_rule([expected], lr=0.1).step()
+    recipe = constant(lr=0.1, momentum=0.0, weight_decay=0.1, optimizer=optimizer)
+    before = W.clone()
+    descend(begin(net, Bezier(2), W, trained, data, recipe, seed=0), Batch(data.train.x, data.train.y), c)
+    torch.testing.assert_close(W[trained], expected[trained].detach(), rtol=1e-9, atol=1e-9)
+    if trained == FIXED:
+        assert torch.equal(W[[0, 2]], before[[0, 2]])
+
+
 # ------------------------------------------------------------------------------- whole runs, against plain loops
 
 RECIPES = {
