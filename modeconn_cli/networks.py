@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modeconn_cli.checkpoints import read_state as read_state
 from modeconn_cli.errors import UserError
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.states import unpacked
+from modeconn_cli.states import named_state, unpacked
 
 if TYPE_CHECKING:
     from modeconn_cli.weights import FlatModule
@@ -154,6 +154,13 @@ def save_state(state: Mapping[str, Any], file: Path) -> None:
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def require_kept(module: nn.Module) -> None:
+    """Raise UserError for a network that the files of runs cannot hold, before it is trained."""
+    for name, tensor in named_state(module).items():
+        if tensor.dtype == torch.complex128:
+            raise UserError(f"{name} is complex128, which safetensors, the files of runs, have not: make it complex64.")
 
 
 def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

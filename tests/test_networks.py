@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.networks import (
@@ -20,6 +20,7 @@ from modeconn_cli.networks import (
     read_metadata,
     read_networks,
     read_state,
+    require_kept,
     save_state,
     write_control_points,
     write_state,
@@ -27,6 +28,7 @@ from modeconn_cli.networks import (
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.runs.find import Found, endpoints_behind, removable
 from modeconn_cli.runs.references import Reference, file_names, parse, told_apart
+from modeconn_cli.states import pack
 from modeconn_cli.weights import FlatModule
 
 
@@ -146,6 +148,27 @@ def test_a_saved_state_is_what_pytorch_reads(suffix: str, tmp_path: Path) -> Non
     assert all(torch.equal(plain[k], v) for k, v in state.items())
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
     assert all(torch.equal(v, state[k]) for k, v in read_state(file).items())
+
+
+def test_a_network_that_files_cannot_hold_is_refused_before_it_is_trained() -> None:
+    require_kept(nn.Linear(2, 2, dtype=torch.complex64))
+    with pytest.raises(UserError, match="weight is complex128"):
+        require_kept(nn.Linear(2, 2, dtype=torch.complex128))
+
+
+@pytest.mark.parametrize("extra", [{"version": 2}, torch.ones(2)])
+def test_extra_state_is_saved_as_the_module_gave_it(extra: Any, tmp_path: Path) -> None:
+    state = {"w": torch.ones(1), "_extra_state": pack(extra, "")}
+    save_state(state, tmp_path / "net.pt")
+    found = torch.load(tmp_path / "net.pt", weights_only=True)["_extra_state"]
+    assert torch.equal(found, extra) if isinstance(extra, Tensor) else found == extra
+    if isinstance(extra, Tensor):
+        save_state(state, tmp_path / "net.safetensors")
+        assert torch.equal(load_file(tmp_path / "net.safetensors")["_extra_state"], extra)
+    else:
+        with pytest.raises(UserError, match=r"safetensors holds tensors alone, and _extra_state is none; name it \.pt"):
+            save_state(state, tmp_path / "net.safetensors")
+        assert [f.name for f in tmp_path.iterdir()] == ["net.pt"]
 
 
 # ------------------------------------------------------------------------------------------------------- runs

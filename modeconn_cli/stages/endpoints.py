@@ -17,7 +17,7 @@ from modeconn_cli.evaluation.measured import split_note
 from modeconn_cli.evaluation.options import Interpolation
 from modeconn_cli.families.point import Point
 from modeconn_cli.networks import CHECKPOINT as CHECKPOINT
-from modeconn_cli.networks import read_state, write_state
+from modeconn_cli.networks import read_state, require_kept, write_state
 from modeconn_cli.results import task_note
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.stages.referenced import Machine, Referenced, Stored, referenced
@@ -143,6 +143,7 @@ class TrainedEndpoint(Endpoint):
     def compute(self, run: Run) -> None:
         options = self.context.config.endpoints
         net = self.context.net(self.init_seed)
+        require_kept(net.module)
         start: dict[str, Any] = {"init_seed": self.init_seed}
         if self.parent is not None:
             load(net, self.parent, self.context)
@@ -201,6 +202,7 @@ def fitted(module: nn.Module, network: Referenced, state: Mapping[str, Any], con
     Raises:
         UserError: it is of another architecture.
     """
+    require_kept(module)
     try:
         return matching_state(module, state, network.text, network.own)
     except MisfitError as error:
