@@ -64,8 +64,9 @@ def set_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         if not is_packed(value):
             own[name].copy_(value)
         elif not torch.equal(own[name], value.cpu()):
-            place = name.removesuffix(EXTRA).removesuffix(".")
-            module.get_submodule(place).set_extra_state(unpack(value))
+            part = module.get_submodule(name.removesuffix(EXTRA).removesuffix("."))
+            if type(part).set_extra_state is not nn.Module.set_extra_state:  # else PyTorch has no way back either
+                part.set_extra_state(unpack(value))
 
 
 def pack(value: Any, name: str) -> Tensor:
@@ -98,8 +99,15 @@ def is_packed(value: Any) -> bool:
 
 
 def unpack(value: Tensor) -> Any:
-    """What :func:`pack` was given."""
-    return torch.load(io.BytesIO(bytes(value[len(_PACKED) :].tolist())), weights_only=True)
+    """What :func:`pack` was given.
+
+    Raises:
+        UserError: the bytes are damaged.
+    """
+    try:
+        return torch.load(io.BytesIO(bytes(value[len(_PACKED) :].tolist())), weights_only=True)
+    except Exception:
+        raise UserError("a module's extra state is damaged in the file that keeps it; make the file again.") from None
 
 
 def unpacked(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +186,7 @@ class Versioned(dict[str, Any]):
         """Values with the notes of a state, on what is under a prefix."""
         found = cls(values)
         notes = getattr(state, "_metadata", None)
-        if notes is not None:
+        if isinstance(notes, Mapping):
             inside = {f"{k}.": v for k, v in notes.items() if k or not prefix}
             found._metadata = {
                 k.removeprefix(prefix).removesuffix("."): v for k, v in inside.items() if k.startswith(prefix)
@@ -190,7 +198,7 @@ def _read(module: nn.Module, state: Mapping[str, Any], where: str) -> dict[str, 
     """:func:`matching_state` of a checkpoint under its own names."""
     before = {k: v.clone() for k, v in named_state(module).items() if _numbers(v) and not torch.isfinite(v).all()}
     # Files without PyTorch's notes are read as it reads them; a module that insists on notes gets its own.
-    notes = [state] if hasattr(state, "_metadata") else [state, module.state_dict()]
+    notes = [state] if hasattr(state, "_metadata") else [state, _own_state_dict(module)]
     reasons = []
     for noted in notes:
         given = Versioned.like(noted, unpacked(state))
@@ -291,10 +299,14 @@ def _finite(module: nn.Module, before: Mapping[str, Tensor], copies: _Copies, wh
 
 def _renames(module: nn.Module) -> bool:
     """Whether state_dict() has other names than the parameters and buffers."""
+    return {*_own_state_dict(module)} != {*named_state(module)}
+
+
+def _own_state_dict(module: nn.Module) -> Mapping[str, Any]:
     try:
-        return {*module.state_dict()} != {*named_state(module)}
+        return module.state_dict()
     except Exception:  # of a state_dict() of the module's own
-        return True
+        return {}
 
 
 def _fits(read: Callable[..., Any], module: nn.Module, state: Mapping[str, Any]) -> bool:

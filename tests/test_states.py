@@ -247,6 +247,25 @@ def test_extra_state_that_would_run_code_is_refused() -> None:
         named_state(module)
 
 
+def test_damaged_extra_state_and_notes_are_one_line_or_ignored() -> None:
+    found = matching_state(Remembering(), Remembering(5).state_dict(), "a.pt")
+    with pytest.raises(UserError, match="extra state is damaged"):
+        matching_state(Remembering(), found | {"_extra_state": found["_extra_state"][:40]}, "a.pt")
+    state = small().state_dict()
+    state._metadata = 3  # type: ignore[attr-defined]
+    assert same(matching_state(small(), state, "a.pt"), dict(state))
+
+
+def test_extra_state_that_a_module_cannot_take_back_is_left_out() -> None:
+    class Telling(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return self.weight.sum().item()
+
+    source, module = Telling(3, 2), Telling(3, 2)
+    set_state(module, named_state(source))
+    assert torch.equal(module.weight, source.weight)
+
+
 # --------------------------------------------------------------------------------------------------- ties and kinds
 
 

@@ -24,14 +24,19 @@ from torch.utils.data import (
     default_collate,
 )
 
-from modeconn_cli.errors import UserError
+from modeconn_cli.errors import UserError, one_line
 
 
 def array_of(values: Any) -> NDArray[Any]:
     """A tensor, an array, an image or a sequence as an array; bfloat16 as float32."""
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype is torch.bfloat16 else values).numpy()
+        try:
+            values = values.detach().cpu()
+            return (values.float() if values.dtype is torch.bfloat16 else values).resolve_conj().numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as error:  # of meta, sparse, quantised and float8 ones
+            raise UserError(
+                f"a tensor cannot be read as an array ({one_line(str(error))}); give a plain one"
+            ) from error
     return np.asarray(values)
 
 

@@ -305,6 +305,8 @@ def read_table(contents: Contents) -> Raw:
         table = np.array(rows, dtype=np.float64)
     except ValueError as error:
         raise damaged(content.origin, f"not a table of numbers, one example a line: {error}") from error
-    if table.ndim != 2 or len(table) < 2 or table.shape[1] < 2 or not np.isfinite(table).all():
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(table).all() and np.isfinite(table.astype(np.float32)).all()
+    if table.ndim != 2 or len(table) < 2 or table.shape[1] < 2 or not finite:
         raise damaged(content.origin, f"a table of shape {table.shape}; wanted finite numbers, two columns or more")
     return Raw(tensor(table[:, :-1].astype(np.float32)), tensor(table[:, -1].copy()), None, None, None)

@@ -149,6 +149,9 @@ class Permuting(Stage):
         options, data = self.method, self.context.data_on_host
         torch.manual_seed(0)
         module = self.context.module().eval()
+        beyond = [n for n, p in module.named_parameters() if p.is_complex()]
+        if beyond:
+            raise UserError(f"{beyond[0]} is complex, and re-basin matches real weights: use interpolate or fit-curve.")
         if options.groups is not None:
             if options.takes_graph:
                 raise UserError(

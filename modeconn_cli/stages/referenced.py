@@ -71,22 +71,18 @@ class Referenced(ABC):
 
 
 class Stored(Referenced):
-    """A network that is a whole file, buffers included.
-
-    strip: as :func:`modeconn_cli.checkpoints.read_state` takes it, of a file that is not this laboratory's own.
-    """
+    """A network that is a whole file, buffers included; ``strip`` as checkpoints.read_state takes it."""
 
     def __init__(self, text: str, file: Path, names: list[str], what: str, upstream: list[Path]) -> None:
         self.text, self.file, self.names, self.what, self.upstream = text, file, names, what, upstream
-        self.own = what != "file"
+        self.own = what != "file" or bool(upstream)
         self.strip: str | None = None
 
     @cached_property
     def content(self) -> str:
         with self.file.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256")
-        if self.strip is not None:
-            found.update(f"\nwithout {self.strip}".encode())
+        found.update(b"" if self.strip is None else f"\nwithout {self.strip}".encode())
         return found.hexdigest()
 
     def state(self, machine: Machine | None = None) -> dict[str, Tensor]:
@@ -196,12 +192,8 @@ class OnPath(Referenced):
     def outline(self) -> dict[str, Tensor]:
         points = [n.state() for n in self.path.networks]
         ends = read_state(self.path.ends[0].folder / CHECKPOINT)
-        moved = {
-            k: sum(c * p[k] for c, p in zip(self.c.tolist(), points, strict=True))
-            for k in points[0]
-            if points[0][k].is_floating_point() or points[0][k].is_complex()
-        }
-        return {**ends, **moved}
+        moved = [k for k, v in points[0].items() if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex())]
+        return ends | {k: sum(c * p[k] for c, p in zip(self.c.tolist(), points, strict=True)) for k in moved}
 
     def _fitted(self, network: Network, names: Sequence[str]) -> dict[str, Tensor]:
         state = network.state()

@@ -10,16 +10,19 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.io import savemat
 
 from modeconn_cli import unpacking
 from modeconn_cli.data import arrays
-from modeconn_cli.data.formats import IDX_FILES, Content, gunzip, idx, read_idx, unpickle
+from modeconn_cli.data.convert import array_of
+from modeconn_cli.data.formats import IDX_FILES, Content, gunzip, idx, read_idx, read_table, unpickle
 from modeconn_cli.data.matlab import read_matlab
 from modeconn_cli.data.options import Arrays
 from modeconn_cli.data.sources import Layout, _archived
@@ -123,6 +126,27 @@ def test_a_pickle_does_not_make_room_for_what_it_cannot_hold() -> None:
     with pytest.raises(UserError, match="numbers an object 1073741824"):
         unpickle(Content("file", b"\x80\x02}r" + struct.pack("<I", 1 << 30) + b"."))
     assert unpickle(Content("file", pickle.dumps({"data": 1}, 2))) == {"data": 1}
+
+
+@pytest.mark.parametrize("row", ["1e300 1", "1 nan", "1 x", "1"])
+def test_tables_of_other_than_numbers_that_fit_are_refused(row: str) -> None:
+    with pytest.raises(UserError, match="table"):
+        read_table({"t": Content("t", f"1 2\n3 4\n{row}\n".encode())})
+    assert len(read_table({"t": Content("t", b"1 2\n3 4\n")}).x) == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.empty(3, device="meta"),
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.ones(3).to(torch.float8_e5m2),
+    ],
+)
+def test_tensors_that_are_no_arrays_are_one_line(make: Callable[[], torch.Tensor]) -> None:
+    with pytest.raises(UserError, match="cannot be read as an array") as caught:
+        array_of(make())
+    assert "\n" not in str(caught.value)
 
 
 def npz(folder: Path, name: str, content: bytes) -> str:
