@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from modeconn_cli import __version__
 from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.failures import unforeseen
 from modeconn_cli.front import keep, look
 from modeconn_cli.front.connect import connect
 from modeconn_cli.front.export import export
@@ -120,6 +122,8 @@ def main() -> NoReturn:
         failure = str(error), 1
     except BrokenPipeError:
         sys.exit(1)
+    except Exception as error:
+        failure = str(unforeseen(error, Path("outputs"))), 1
     if failure is None:
         sys.exit(code if isinstance(code, int) else 0)
     message, code = failure

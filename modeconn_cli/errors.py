@@ -14,6 +14,10 @@ class RunFailed(Exception):  # noqa: N818 - named for what happened
     """The request was sound but its computation failed (a loss became NaN, a check did not hold). Exit code 1."""
 
 
+class CodeFailed(RunFailed):
+    """Code from outside, a network's or an objective's or a data set's, raised an exception: the cause. Exit code 1."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal asked the run to stop; its state is saved. Exit code 128 + signal number.
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from modeconn_cli.errors import UserError
+from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.failures import refused, said
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,8 @@ class Target:
         try:
             return make(**kwargs)
         except Exception as error:
-            raise UserError(
-                f"{self.text} failed ({type(error).__name__}: {first_line(error)}): correct it or {self.group}.kwargs"
-            ) from error
+            line = f"{self.text} failed ({said(error)}): correct it or {self.group}.kwargs"
+            raise refused(error, line) from error
 
     def _split(self) -> tuple[str, str]:
         source, _, name = self.text.rpartition(":")
@@ -114,16 +114,14 @@ class Target:
         try:
             with working_directory_importable():
                 return _run(self._existing(source)) if source.endswith(".py") else importlib.import_module(source)
-        except UserError:
+        except (UserError, RunFailed):
             raise
         except Exception as error:
             raise self._cannot_import(source, error) from error
 
-    def _cannot_import(self, source: str, error: Exception) -> UserError:
-        return UserError(
-            f"custom {self.group}'s {source} cannot be imported ({type(error).__name__}: {first_line(error)}): "
-            f"correct it or {self.group}.target"
-        )
+    def _cannot_import(self, source: str, error: Exception) -> UserError | RunFailed:
+        line = f"custom {self.group}'s {source} cannot be imported ({said(error)}): correct it or {self.group}.target"
+        return refused(error, line)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from modeconn_cli.errors import Interrupted, RunFailed, UserError
+from modeconn_cli.failures import unforeseen
 from modeconn_cli.runs.directory import writable
 
 if TYPE_CHECKING:
@@ -142,10 +143,7 @@ class Session:
             self.fail(entry, str(error), 2 if isinstance(error, UserError) else 1)
         except Exception as error:
             reporter.close()
-            line = out_of_memory(error)
-            if line is None:
-                raise
-            self.fail(entry, line, 1)
+            self.fail(entry, str(unforeseen(error, Path(job.config.runtime.output_dir))), 1)
         finally:
             reporter.close()
 
@@ -201,17 +199,3 @@ def without_nan(value: Any) -> Any:
 def complain(message: str) -> None:
     """One line on stderr."""
     print(f"modeconn: {message}", file=sys.stderr)
-
-
-def out_of_memory(error: Exception) -> str | None:
-    """One line for a device or a machine without room, None for any other error."""
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    ):
-        return (
-            "out of memory; lower endpoints.batch_size, curve.batch_size or interpolation.batch_size, "
-            "or take a device with more."
-        )
-    return None

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from modeconn_cli.errors import RunFailed
+from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.failures import out_of_memory, place_of, unforeseen
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.training.precision import arithmetic
 from modeconn_cli.training.recipe import Precision
@@ -88,18 +89,18 @@ def at_work(progress: bool | None) -> Iterator[Listener]:
 
     Raises:
         RunFailed: there was no room in memory, besides what the work itself raises.
+        CodeFailed: code of the caller's raised an exception, which is the cause.
     """
     reporter = Bar() if _watched(progress) else Listener()
     try:
         with undisturbed():
             yield reporter
+    except (UserError, RunFailed):
+        raise
     except Exception as error:
-        from modeconn_cli.front.session import out_of_memory
-
-        line = out_of_memory(error)
-        if line is None:
+        if out_of_memory(error) is None and place_of(error) is None:
             raise
-        raise RunFailed(line) from error
+        raise unforeseen(error) from error
     finally:
         if isinstance(reporter, Bar):
             reporter.close()

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.failures import refused, said
+from modeconn_cli.inputs import taken
 from modeconn_cli.models.common import require_images
 from modeconn_cli.targets import Target, first_line, working_directory_importable
 from modeconn_cli.tasks.outputs import tensor_of
@@ -123,9 +125,10 @@ def check_answers(
     """
     modes = [(module, module.training) for module in net.modules()]
     like = next(net.parameters(), torch.empty(0))
-    x = torch.zeros(2, *in_shape, dtype=like.dtype, device=like.device)
+    x = torch.zeros(2, *in_shape, device=like.device)
     if largest is not None:
         x = torch.full((2, *in_shape), largest, dtype=torch.int64, device=like.device)
+    x = taken(net, x)
     net.eval()
     try:
         with torch.no_grad():
@@ -133,9 +136,10 @@ def check_answers(
     except Exception as error:
         integers = "" if largest is None else f" of integers up to {largest}"
         mend = f"change architecture.kwargs or {'dataset.pad_to' if largest is None else 'the network'}"
-        raise UserError(
-            f"{label} cannot take this data set's examples of shape {in_shape}{integers} ({type(error).__name__}: "
-            f"{first_line(error)}): {advice or mend}"
+        raise refused(
+            error,
+            f"{label} cannot take this data set's examples of shape {in_shape}{integers} ({said(error)}): "
+            f"{advice or mend}",
         ) from error
     finally:
         for module, training in modes:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from modeconn_cli.data.dataset import Data, Split
 from modeconn_cli.errors import UserError
-from modeconn_cli.targets import Target, first_line, working_directory_importable
+from modeconn_cli.failures import refused, said
+from modeconn_cli.targets import Target, working_directory_importable
 from modeconn_cli.tasks.base import Batch, Column, Criterion
 from modeconn_cli.tasks.outputs import tensor_of
 from modeconn_cli.tasks.targets import Scale
@@ -179,9 +180,10 @@ def _constant_cost(data: Data, inner: Any, column: str, outputs: int, text: str)
             cost = float(scores[column].double().mean())
             shape = tuple(scores[column].shape)
     except Exception as error:
-        raise UserError(
-            f"{text} fails on outputs {tuple(rows.shape)} and targets {tuple(y.shape)} "
-            f"({type(error).__name__}: {first_line(error)}): correct it, or set task.outputs"
+        raise refused(
+            error,
+            f"{text} fails on outputs {tuple(rows.shape)} and targets {tuple(y.shape)} ({said(error)}): correct it, or "
+            "set task.outputs",
         ) from error
     if shape != (len(y),):
         raise UserError(f"{text} gives {column} of shape {shape} for {len(y)} examples; give one an example")

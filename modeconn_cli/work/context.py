@@ -17,7 +17,7 @@ from torch import nn
 from modeconn_cli.data import dataset as data
 from modeconn_cli.data.dataset import Data
 from modeconn_cli.data.options import Inputs
-from modeconn_cli.errors import UserError
+from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.evaluation.options import Interpolation
 from modeconn_cli.inputs import InputForm, form_of
@@ -187,7 +187,7 @@ class Context:
         try:
             with torch.random.fork_rng(devices=[]):
                 models.build(str(self.config.architecture.family), found.shape, outputs, (), 0, **self._options)
-        except UserError:
+        except (UserError, RunFailed):
             return False
         return True
 
@@ -198,7 +198,7 @@ class Context:
         try:
             with torch.device("meta"):
                 return self.module()
-        except (NotImplementedError, RuntimeError, UserError):  # or it does not fit the data, which is said then too
+        except Exception:  # it cannot be made there; or nowhere, which is said then
             return self.module()
 
     @property

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 import yaml
 
-from modeconn_cli.errors import Interrupted, RunFailed
+from modeconn_cli.errors import Interrupted, RunFailed, UserError
+from modeconn_cli.failures import place_of, unforeseen
 from modeconn_cli.results import Result
 from modeconn_cli.runs.directory import Identity, Run, claim, locate, writable
 from modeconn_cli.runs.lock import holder
@@ -137,9 +138,15 @@ def _compute(stage: Stage, run: Run, started: float) -> None:
     except Interrupted as stop:
         run.log(str(stop))
         raise
-    except Exception as error:
+    except (UserError, RunFailed) as error:
         run.log(f"failed: {error}")
         raise
+    except Exception as error:
+        # In the process's own words where the system refuses to write, which the caller has a line for.
+        if isinstance(error, OSError) and error.errno is not None and place_of(error) is None:
+            run.log(f"failed: {error}")
+            raise
+        raise unforeseen(error, run.folder) from error
     if result is not None:
         result.write(run)
     more = {
