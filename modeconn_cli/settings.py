@@ -30,7 +30,7 @@ from modeconn_cli.errors import UserError
 
 if TYPE_CHECKING:
     from modeconn_cli.data.options import Dataset
-    from modeconn_cli.evaluation.options import Interpolation
+    from modeconn_cli.evaluation.options import Ensemble, Interpolation
     from modeconn_cli.families.options import Curve
     from modeconn_cli.matching.options import Rebasin
     from modeconn_cli.models.options import Architecture
@@ -75,6 +75,7 @@ ROOMS = {
     "curve": "modeconn_cli.families",
     "interpolation": "modeconn_cli.evaluation.options",
     "rebasin": "modeconn_cli.matching.options",
+    "ensemble": "modeconn_cli.evaluation.options",
     "pipeline": "modeconn_cli.work.options",
     "runtime": "modeconn_cli.work.options",
 }
@@ -205,6 +206,7 @@ class Config:
     curve: Curve = _group("curve", "bezier", "The curve between them and how it is trained.")
     interpolation: Interpolation = _group("interpolation", "interpolation", "How a path is evaluated.")
     rebasin: Rebasin = _group("rebasin", "none", "Whether and how the second endpoint is permuted first.")
+    ensemble: Ensemble = _group("ensemble", "ensemble", "How averaged predictions are judged.")
     pipeline: Pipeline = _group("pipeline", "pipeline", "What `modeconn run` runs it over.")
     runtime: Runtime = _group("runtime", "runtime", "Where and how it runs; never changes a run's identity.")
 

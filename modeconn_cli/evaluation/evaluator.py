@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,6 +114,12 @@ class Evaluator:
                 f"the loss on the {split.name} split is NaN or infinite; no mean and no barrier can be given."
             )
         return Scores(columns, {c.name: c.scale for c in self.task.columns})
+
+    @torch.no_grad()
+    def read(self, split: Split, what: Callable[[Any], Tensor]) -> Tensor:
+        """What is read (B, ...) from the output of every batch of a split, (n, ...) on the CPU."""
+        self.net.module.eval()
+        return torch.cat([what(self.net(batch.x)).cpu() for batch in self.batches(split)])
 
     def scores(self) -> dict[str, Scores]:
         """:meth:`score` of both splits."""

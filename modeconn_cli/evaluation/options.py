@@ -60,3 +60,10 @@ class Interpolation:
         identity=False,
     )
     path: PathOf = option(PathOf.curve, "evaluate: which path to evaluate, curve or segment.", identity=False)
+
+
+@choice("ensemble", "ensemble")
+@dataclass
+class Ensemble:
+    bins: int = option(15, "Bins of confidence behind the calibration error.", ge=1)
+    draws: int = option(20, "Most sets of members that figures of fewer than all are means over.", ge=1)

@@ -32,8 +32,10 @@ class Column:
         """As "error (%)"."""
         return (self.title or self.name.replace("_", " ")) + (f" ({self.unit})" if self.unit else "")
 
-    def text(self, value: float | str) -> str:
+    def text(self, value: float | str | None) -> str:
         """A value as people read it; words stay."""
+        if value is None:
+            return "–"
         if isinstance(value, str):
             return value
         return f"{value:.{self.digits}f}" if math.isfinite(value) else "–"

@@ -104,6 +104,9 @@ class Plan:
         finished = {s: run for s in self.stages if (run := s.locate(False)).status == "cached"}
         measured = self.measured()
         pictures = [str(run.folder / "plot.png") for s, run in finished.items() if s.makes == "picture"]
+        pictures += [
+            str(run.folder / p) for s, run in finished.items() if not s.makes for p in Result.read(run.folder).pictures
+        ]
         summaries = (read_summary(run.folder) for run in finished.values() if (run.folder / SUMMARY).exists())
         sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
         for stage, run in finished.items():

@@ -1,0 +1,237 @@
+"""ensemble: networks whose predictions are averaged, how that grows with their number, and how unlike they are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeconn_cli.errors import UserError
+from modeconn_cli.evaluation import ensembles
+from modeconn_cli.evaluation.options import Ensemble
+from modeconn_cli.networks import read_state, write_state
+from modeconn_cli.results import Result, Table
+from modeconn_cli.runs.directory import Run
+from modeconn_cli.stages.endpoints import Endpoint, endpoints
+from modeconn_cli.tasks.base import Column
+from modeconn_cli.tasks.classify import Classify
+from modeconn_cli.work.command import Request, command
+from modeconn_cli.work.context import Context
+from modeconn_cli.work.stage import Stage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PREDICTIONS = "predictions.safetensors"
+WHOLE_BYTES = 64 << 20  # beyond which predictions are kept in half precision
+
+FIGURES = (
+    Column("error", "error", unit="%", digits=2, scale=100.0),
+    Column("nll", "NLL"),
+    Column("nll_tempered", "NLL, T fitted"),
+    Column("temperature", "T", digits=3),
+    Column("brier", "Brier"),
+    Column("ece", "ECE, width", unit="%", digits=2, scale=100.0),
+    Column("ece_mass", "ECE, mass", unit="%", digits=2, scale=100.0),
+    Column("auroc_total", "AUROC, total"),
+    Column("auroc_epistemic", "AUROC, epistemic"),
+)
+UNLIKE = (
+    Column("disagreement", "disagreement", unit="%", digits=2, scale=100.0),
+    Column("kl", "KL"),
+    Column("cosine", "cosine"),
+)
+
+
+@command(
+    "ensemble",
+    panel="look",
+    help="Average the predictions of networks: error, calibration, disagreement, as their number grows.",
+    more="Members are trained from endpoints.seeds, or are any networks by reference: "
+    "endpoints.from=\\[RUN#1,RUN@t=0.5]. With dataset.validation_size a temperature is fitted on the validation split.",
+    examples=["endpoints.seeds=\\[0,1,2,3]", "'endpoints.from=\\[RUN@t=0,RUN@t=0.5,RUN@t=1]'"],
+)
+def request(context: Context) -> Request:
+    members = endpoints(context)
+    if len(members) < 2:
+        raise UserError(
+            f"an ensemble needs two members, and {len(members)} is given: name more, as endpoints.seeds=[0,1,2] or "
+            "endpoints.from=[REF,REF]."
+        )
+    if not isinstance(context.task_on_host, Classify):
+        raise UserError(
+            f"modeconn ensemble averages class probabilities, and task={context.config.task.kind} has none."
+        )
+    return Request(own=[Ensembled(context, [Predicted(context, m) for m in members])], beside=members)
+
+
+class Predicted(Stage):
+    """predictions.safetensors: log-probabilities (n, C) of a network by split, and labels (n,) by ``<split>.y``.
+
+    Whatever is asked of a network's predictions later costs no forward pass.
+    """
+
+    name = "predict"
+    makes = "predictions"
+
+    def __init__(self, context: Context, network: Endpoint) -> None:
+        super().__init__(context, [network])
+        self.network = network
+
+    def compute(self, run: Run) -> Result:
+        net, task = self.context.net(0), self.context.task
+        assert isinstance(task, Classify)
+        with torch.no_grad():
+            net.module.load_state_dict(self.network.state())
+        evaluator = self.context.evaluator(net)
+        kept: dict[str, Tensor] = {}
+        for split in [s for s in (task.data.validation, task.data.test) if s is not None]:
+            kept[split.name] = evaluator.read(split, lambda output: task.logits(output).double().log_softmax(1).float())
+            kept[f"{split.name}.y"] = split.y.cpu()
+        if sum(v.numel() for v in kept.values()) * 4 > WHOLE_BYTES:
+            kept = {k: v.half() if v.is_floating_point() else v for k, v in kept.items()}
+        write_state(run, PREDICTIONS, kept)
+        return Result(
+            f"predictions of {self.network.short_name}", more={"splits": {k: len(v) for k, v in kept.items()}}
+        )
+
+    def predictions(self) -> dict[str, Tensor]:
+        return read_state(self.result.folder / PREDICTIONS)
+
+
+class Ensembled(Stage):
+    """growth.csv: figures by the number of members; members.csv: of each; pairs.csv: how unlike any two are.
+
+    Of fewer members than all, figures are means over sets of them: every one, or as many as ``ensemble.draws`` says,
+    drawn at random.
+    """
+
+    name = "ensemble"
+    groups: ClassVar[tuple[str, ...]] = ("ensemble",)
+
+    def __init__(self, context: Context, members: Sequence[Predicted]) -> None:
+        digests = [m.identity.digest for m in members]
+        if len({*digests}) < len(digests):
+            raise UserError("an ensemble's members are the same network: averaging them changes nothing; drop one.")
+        super().__init__(context, members)
+        self.members = list(members)
+
+    @property
+    def label(self) -> str:
+        return f"{self.context.label}-{len(self.members)}-members"
+
+    def compute(self, run: Run) -> Result:
+        options, kept = self.context.config.ensemble, [m.predictions() for m in self.members]
+        by_split = {name: torch.stack([k[name].float() for k in kept]) for name in kept[0] if not name.endswith(".y")}
+        labels = {name: kept[0][f"{name}.y"] for name in by_split}
+        reported = self.context.task.data.test.name
+        fitted = "validation" if "validation" in by_split and reported != "validation" else None
+        names = [m.network.short_name for m in self.members]
+
+        def figures(chosen: Sequence[int]) -> dict[str, float | None]:
+            fit = (by_split[fitted][[*chosen]], labels[fitted]) if fitted else None
+            return figures_of(by_split[reported][[*chosen]], labels[reported], fit, options)
+
+        alone = [{"member": name, **figures([i])} for i, name in enumerate(names)]
+        growth = []
+        for size in range(1, len(names) + 1):
+            drawn = [figures(chosen) for chosen in sets_of(len(names), size, options.draws)]
+            growth.append({"members": size, "sets": len(drawn), **_means(drawn)})
+        L_mnc = by_split[reported]
+        apart = {
+            "disagreement": 100 * ensembles.disagreement(L_mnc),
+            "kl": ensembles.divergence(L_mnc),
+            "cosine": ensembles.cosine(L_mnc),
+        }
+        pairs = [
+            {"first": names[i], "second": names[j], **{k: float(v[i, j]) for k, v in apart.items()}}
+            for i, j in itertools.permutations(range(len(names)), 2)
+        ]
+        present = [c for c in FIGURES if c.name in growth[-1]]
+        with run.writing("growth.png") as file:
+            _save(_growth(growth, self.context.label), file)
+        whole = {k: v for k, v in growth[-1].items() if k not in ("members", "sets") and v is not None}
+        counts = [Column("members", "members", digits=0), Column("sets", "sets", digits=0)]
+        return Result(
+            f"{len(names)} networks, predictions averaged",
+            {**whole, **{k: ensembles.pairs_mean(v) for k, v in apart.items()}},
+            [*present, *UNLIKE],
+            [
+                Table("growth.csv", f"{reported} split, by number of members", [*counts, *present], growth),
+                Table("members.csv", "Each by itself", [Column("member", "member"), *present], alone),
+                Table("pairs.csv", "Pairs", [Column("first", "first"), Column("second", "second"), *UNLIKE], pairs),
+            ],
+            pictures=["growth.png"],
+            more={"members": names, "split": reported, "temperature_fitted_on": fitted, "bins": options.bins},
+        )
+
+
+def figures_of(
+    L_mnc: Tensor, y: Tensor, validation: tuple[Tensor, Tensor] | None, options: Ensemble
+) -> dict[str, float | None]:
+    """FIGURES of members' averaged predictions, in their units; those of temperature only with a validation split."""
+    together, unsure = ensembles.averaged(L_mnc), ensembles.uncertainty(L_mnc)
+    wrong = (together.argmax(1) != y).numpy()
+    found = {
+        "error": ensembles.error(together, y),
+        "nll": ensembles.nll(together, y),
+        "brier": ensembles.brier(together, y),
+        "ece": ensembles.calibration_error(together, y, options.bins),
+        "ece_mass": ensembles.calibration_error(together, y, options.bins, equal_mass=True),
+        "auroc_total": ensembles.auroc(unsure.total, wrong),
+        "auroc_epistemic": ensembles.auroc(unsure.epistemic, wrong)
+        if len(L_mnc) > 1
+        else math.nan,  # one agrees with itself
+    }
+    if validation is not None:
+        T = ensembles.temperature(ensembles.averaged(validation[0]), validation[1])
+        found |= {"temperature": T, "nll_tempered": ensembles.nll(ensembles.tempered(together, T), y)}
+    figures = {c.name: c.scale * found[c.name] for c in FIGURES if c.name in found}
+    return {k: None if math.isnan(v) else v for k, v in figures.items()}
+
+
+def sets_of(members: int, size: int, most: int) -> list[tuple[int, ...]]:
+    """Every set of so many of the members, or ``most`` different ones drawn at random, the same ones every time."""
+    every = list(itertools.islice(itertools.combinations(range(members), size), 100_000))
+    if len(every) <= most:
+        return every
+    drawn = np.random.default_rng([members, size]).choice(len(every), most, replace=False)
+    return [every[i] for i in sorted(drawn)]
+
+
+def _means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Of every figure, over the sets that have one: without a wrong answer there is no AUROC of errors."""
+    found = {k: [v for row in rows if (v := row[k]) is not None] for k in rows[0]}
+    return {k: float(np.mean(values)) if values else None for k, values in found.items()}
+
+
+def _growth(rows: Sequence[Mapping[str, Any]], heading: str) -> Figure:
+    """Error, NLL and calibration error against the number of members."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+    sizes = [row["members"] for row in rows]
+    for axes, name in zip(figure.subplots(1, 3), ("error", "nll", "ece"), strict=True):
+        column = next(c for c in FIGURES if c.name == name)
+        axes.plot(sizes, [row[name] for row in rows], "o-", color="#0072B2", markersize=4)
+        if name == "nll" and "nll_tempered" in rows[0]:
+            axes.plot(
+                sizes, [row["nll_tempered"] for row in rows], "s--", color="#D55E00", markersize=4, label="T fitted"
+            )
+            axes.legend(frameon=False)
+        axes.set_xlabel("members")
+        axes.set_title(column.heading, fontsize=10, parse_math=False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(heading, fontsize=10, parse_math=False)
+    return figure
+
+
+def _save(figure: Figure, file: Path) -> None:
+    figure.savefig(file, format="png", dpi=200, metadata={"Software": None})

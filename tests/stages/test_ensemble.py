@@ -1,0 +1,79 @@
+"""ensemble as a user calls it: figures beside sums written out from the members' own outputs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_helpers import DIGITS, folders, ok, refused
+from safetensors.torch import load_file
+
+from modeconn_cli.stages.ensemble import sets_of
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ensemble")
+
+
+THREE = ["ensemble", *DIGITS, "endpoints.seeds=[0,1,2]", "dataset.validation_size=50", "endpoints.epochs=5"]
+
+
+def test_predictions_are_averaged_and_asked_again_without_a_forward_pass(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab)
+    answer = ok(*THREE, "--json")
+    kept = [
+        load_file(f"{r['directory']}/predictions.safetensors") for r in answer.json["stages"] if r["stage"] == "predict"
+    ]
+    assert len(kept) == 3
+    p = np.mean([k["test"].double().exp().numpy() for k in kept], 0)
+    y = kept[0]["test.y"].numpy()
+    assert p.shape == (len(y), 10)
+    (found,) = answer.json["results"]
+    assert found["metrics"]["error"] == pytest.approx(100 * np.mean(p.argmax(1) != y))
+    assert found["metrics"]["nll"] == pytest.approx(-np.log(p[np.arange(len(y)), y]).mean())
+    assert found["metrics"]["brier"] == pytest.approx(((p - np.eye(10)[y]) ** 2).sum(1).mean())
+    assert found["metrics"]["nll_tempered"] > 0
+    with open(folders(answer)["ensemble"] / "growth.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["members"], r["sets"]) for r in rows] == [("1", "3"), ("2", "3"), ("3", "1")]
+    alone = [-k["test"].double()[torch.arange(len(y)), k["test.y"]].mean() for k in kept]
+    assert float(rows[0]["nll"]) == pytest.approx(float(np.mean(alone)))
+    endpoints = json.loads((folders(answer)["train-endpoints"] / "summary.json").read_text())
+    assert endpoints["metrics"]["test_nll"] == pytest.approx(float(alone[-1]), rel=1e-5)
+
+    again = ok(*THREE, "ensemble.bins=300", "--json")
+    assert [r["stage"] for r in again.json["stages"] if r["status"] == "run"] == ["ensemble"]
+    assert again.json["results"][0]["metrics"]["ece"] != found["metrics"]["ece"]
+    shown = ok(*THREE).out
+    assert "AUROC, epistemic" in shown
+    assert "growth.png" in shown
+
+
+def test_points_of_a_path_are_members(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lab)
+    segment = folders(ok("interpolate", *DIGITS, "--json"))["interpolate"]
+    members = ",".join(f"{segment}@t={t}" for t in (0, 0.5, 1))
+    answer = ok("ensemble", *DIGITS, f"endpoints.from=[{members}]", "--json")
+    assert len(answer.json["results"][0]["tables"][1]["rows"]) == 3
+
+
+def test_what_makes_no_ensemble_is_refused_before_training(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lab)
+    assert "needs two members, and 1 is given" in refused("ensemble", *DIGITS, "endpoints.seeds=[0]")
+    x, y = np.zeros((20, 3), "float32"), np.linspace(0, 1, 20, dtype="float32")
+    np.savez(lab / "numbers.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert "averages class probabilities" in refused("ensemble", "dataset=arrays", "dataset.path=numbers.npz")
+
+
+def test_sets_of_members_are_all_or_some_and_different() -> None:
+    assert sets_of(4, 2, 6) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    some = sets_of(9, 4, 20)
+    assert len({*some}) == len(some) == 20
+    assert some == sets_of(9, 4, 20)
