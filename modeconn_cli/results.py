@@ -231,5 +231,6 @@ def _barriers(folder: Path, summary: dict[str, Any], question: Question) -> dict
     columns = [_column(c) for c in summary["task"]["columns"]]
     with open(folder / "path.csv", newline="", encoding="utf-8") as f:
         l2 = np.array([float(row["l2"]) for row in csv.DictReader(f)])
-    measured = Measured(kept["t"].numpy(), l2, unpack(kept), columns, summary["weight_decay"])
+    surface = "coordinates" in summary
+    measured = Measured(kept["t"].numpy(), l2, unpack(kept), columns, summary["weight_decay"], surface)
     return measured.barriers(question)

@@ -34,23 +34,25 @@ COPIES = 16  # pairs of copies, L + w and L - w, behind each resample's estimate
 CHUNK = 1 << 21  # numbers that are worked on at once
 
 
-def barriers(t: Array, L: Array) -> dict[str, Array]:
+def barriers(t: Array, L: Array, surface: bool = False) -> dict[str, Array]:
     """Every convention for metrics L (..., T) at rising t (T,) that start at 0 and end at 1.
 
-    ``midpoint`` is interpolated linearly where 1/2 is not among t. The maxima include the ends, so above_line
-    and above_max are never negative, and above_mean never less than half the ends' difference.
+    Of a ``surface``, t are the points' shares of the second end, in any order but for the ends, which are first and
+    last; it has no midpoint. ``midpoint`` is interpolated linearly where 1/2 is not among t. The maxima include the
+    ends, so above_line and above_max are never negative, and above_mean never less than half the ends' difference.
     """
-    after = int(np.searchsorted(t, 0.5))
-    before = after if t[after] == 0.5 else after - 1
-    share = 0.0 if before == after else (0.5 - t[before]) / (t[after] - t[before])
-    middle = (1 - share) * L[..., before] + share * L[..., after]
     mean = (L[..., 0] + L[..., -1]) / 2
-    return {
+    found = {
         "above_line": _over_line(t, L).max(-1),
         "above_mean": L.max(-1) - mean,
         "above_max": L.max(-1) - np.maximum(L[..., 0], L[..., -1]),
-        "midpoint": middle - mean,
     }
+    if surface:
+        return found
+    after = int(np.searchsorted(t, 0.5))
+    before = after if t[after] == 0.5 else after - 1
+    share = 0.0 if before == after else (0.5 - t[before]) / (t[after] - t[before])
+    return {**found, "midpoint": (1 - share) * L[..., before] + share * L[..., after] - mean}
 
 
 def resampled_means(per_example: Tensor, resamples: int, seed: int = 0) -> Array:
@@ -72,8 +74,10 @@ def resampled_means(per_example: Tensor, resamples: int, seed: int = 0) -> Array
     return torch.cat(means).numpy()
 
 
-def barrier_intervals(t: Array, L: Array, resampled: Array, confidence: float) -> dict[str, dict[str, float]]:
-    """Each convention's barrier on L (T,), from bootstrap means (R, T) of L.
+def barrier_intervals(
+    t: Array, L: Array, resampled: Array, confidence: float, surface: bool = False
+) -> dict[str, dict[str, float]]:
+    """Each convention's barrier on L (T,), from bootstrap means (R, T) of L; t and ``surface`` as for :func:`barriers`.
 
     value: the plain maximum, as papers report it; corrected: without its bias; se: the standard error of that; low,
     high: an interval for the barrier of the examples' distribution. It holds both. Barriers that include the ends are
@@ -82,8 +86,8 @@ def barrier_intervals(t: Array, L: Array, resampled: Array, confidence: float) -
     noise = resampled - L
     copies = min(COPIES, len(noise) // 2)
     others = resampled[copies:]
-    values, estimates = barriers(t, L), _by_copies(t, L[None], noise)
-    highest, spread = barriers(t, others), _by_copies(t, others, noise[:copies])
+    values, estimates = barriers(t, L, surface), _by_copies(t, L[None], noise)
+    highest, spread = barriers(t, others, surface), _by_copies(t, others, noise[:copies])
     tails = [50 * (1 - confidence), 50 * (1 + confidence)]
     out = {}
     for name, share in dict.fromkeys(estimates, TOWARDS_MAXIMUM).items():
@@ -92,6 +96,8 @@ def barrier_intervals(t: Array, L: Array, resampled: Array, confidence: float) -
         low, high = (1 - share) * corrected + share * value + np.percentile(around - around.mean(), tails)
         corrected = min(max(corrected, 0.0), value)
         out[name] = _barrier(value, corrected, spread[name], min(max(low, 0.0), corrected), max(high, value))
+    if surface:
+        return out
     # Nothing is chosen at 1/2.
     middles, value = barriers(t, resampled)["midpoint"], float(values["midpoint"])
     low, high = np.percentile(middles, tails)

@@ -132,6 +132,7 @@ class Evaluator:
         coefficients: Array,
         buffers: list[dict[str, Tensor]],
         fixed: tuple[bool, bool] = (True, True),
+        shares: Array | None = None,
     ) -> dict[str, Scores]:
         """Scores at w = c @ W.
 
@@ -141,6 +142,7 @@ class Evaluator:
                 exactly, with the endpoint's own buffers.
             buffers: those of the first and of the last row's endpoints.
             fixed: whether those rows are the endpoints still; a row that was trained has no buffers of its own.
+            shares: (2,) of the ends' buffers, elsewhere; None: each row's by its place.
         """
         repair = self._ready_repair(control_points[[0, -1]], buffers)
         combine(coefficients.tolist(), control_points, self.net.point)
@@ -149,7 +151,8 @@ class Evaluator:
         elif coefficients[-1] == 1 and fixed[1]:
             self.net.load_rest(buffers[1])
         else:
-            share = float(coefficients @ np.linspace(0, 1, len(coefficients)))
+            place = coefficients @ np.linspace(0, 1, len(coefficients))
+            share = float(place if shares is None else shares[1])
             self.net.load_rest(_mean_statistics(buffers, share))
             return self._between([1 - share, share], repair)
         return self.scores()

@@ -44,7 +44,8 @@ class Question:
 class Measured:
     """Scores along a path.
 
-    t: (T,) positions, rising from 0 to 1; l2: (T,) norms of the weights there; scores: by split and column, (T, n),
+    t: (T,) positions, rising from 0 to 1, or of a ``surface`` the points' shares of the second end, its ends first and
+    last; l2: (T,) norms of the weights there; scores: by split and column, (T, n),
     unscaled; columns: the task's, the first being the objective's own; weight_decay: wd of the loss nll + wd/2 l2^2.
     """
 
@@ -53,6 +54,7 @@ class Measured:
     scores: Mapping[str, Mapping[str, Tensor]]
     columns: Sequence[Column]
     weight_decay: float
+    surface: bool = False
 
     @property
     def metrics(self) -> list[str]:
@@ -92,7 +94,7 @@ class Measured:
             resampled["loss"] = resampled[first] + (means[f"{split}_loss"] - means[f"{split}_{first}"])
             for name in ("loss", *(c.name for c in self.columns)):
                 key = f"{split}_{name}"
-                found[key] = barrier_intervals(self.t, means[key], resampled[name], question.confidence)
+                found[key] = barrier_intervals(self.t, means[key], resampled[name], question.confidence, self.surface)
         return found
 
     def pack(self) -> dict[str, Tensor]:
@@ -139,13 +141,14 @@ def split_note(evaluator: Evaluator, key: str) -> dict[str, Any]:
     return {"split": split.name, "examples": len(split), "whole": len(split) == whole, "augmented": False}
 
 
-def statistics(values: Array, on_grid: np.ndarray, length: Array) -> dict[str, float]:
-    """Ends, extremes over every point, mean over the uniform grid, and integral over arc length."""
+def statistics(values: Array, on_grid: np.ndarray, length: Array | None) -> dict[str, float]:
+    """Ends, extremes over every point, mean over the uniform grid, and integral over arc length, where there is one."""
+    integral = {} if length is None else {"integral": float(np.trapezoid(values, length))}
     return {
         "start": float(values[0]),
         "end": float(values[-1]),
         "min": float(values.min()),
         "max": float(values.max()),
         "mean": float(values[on_grid].mean()),
-        "integral": float(np.trapezoid(values, length)),
+        **integral,
     }

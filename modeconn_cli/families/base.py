@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from modeconn_cli.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,9 +82,37 @@ def along(u: ArrayLike) -> Array:
     return np.asarray(u, dtype=np.float64).reshape(-1)
 
 
-def coefficients_at(family: Family, t: float) -> Array:
-    """c(t), (K,), of a path; at its ends it is its first and last control point to the last bit."""
-    if t in (0.0, 1.0):
-        one_hot: Array = np.eye(family.vertices)[-int(t)]
-        return one_hot
-    return family.coefficients([[t]])[0]
+def end_coordinates(family: Family) -> Array:
+    """Coordinates (2, d) of the first and the last control point: 0 and 1 of a path, else corners of the unit cube.
+
+    Raises:
+        ValueError: one of them is at no corner.
+    """
+    d = len(family.coordinates)
+    if d == 1:
+        return np.array([[0.0], [1.0]])
+    corners = np.array(list(itertools.product((0.0, 1.0), repeat=d)))
+    c = np.asarray(family.coefficients(corners), dtype=np.float64)
+    wanted = np.eye(family.vertices)[[0, -1]]
+    found = [np.flatnonzero(np.isclose(c, row, rtol=0, atol=1e-9).all(1)) for row in wanted]
+    for name, at in zip(("first", "last"), found, strict=True):
+        if not len(at):
+            raise ValueError(f"its {name} control point is at no corner of the unit cube")
+    return corners[[at[0] for at in found]]
+
+
+def coefficients_at(family: Family, u: float | Sequence[float]) -> Array:
+    """c(u), (K,), at coordinates (d,); at the ends it is the first and the last control point to the last bit.
+
+    Raises:
+        UserError: the family has another number of coordinates.
+    """
+    at = np.atleast_1d(np.asarray(u, dtype=np.float64))
+    if len(at) != len(family.coordinates):
+        names = ", ".join(family.coordinates)
+        raise UserError(f"t={u} is no point of a surface over {names}: what asks for one t does so of a path.")
+    for row, end in zip((0, -1), end_coordinates(family), strict=True):
+        if np.array_equal(at, end):
+            one_hot: Array = np.eye(family.vertices)[row]
+            return one_hot
+    return family.coefficients(at[None])[0]

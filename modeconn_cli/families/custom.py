@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.families.base import Family
+from modeconn_cli.families.base import Family, end_coordinates
 from modeconn_cli.families.options import Curve
 from modeconn_cli.settings import choice, option
 from modeconn_cli.targets import Target
+
+MOST_COORDINATES = 8
 
 
 @choice("curve", "custom")
@@ -49,6 +51,9 @@ def check_ends(family: Family, name: str) -> None:
     Raises:
         UserError: it has no coefficients, they do not sum to one, or its ends are not its first and last control point.
     """
+    if len(getattr(family, "coordinates", ("t",))) != 1:
+        _check_surface(family, name)
+        return
     try:
         ends = np.asarray(family.coefficients(np.array([[0.0], [1.0]])), dtype=np.float64)
         inner = np.asarray(family.coefficients(np.array([[0.25], [0.5]])), dtype=np.float64)
@@ -66,3 +71,36 @@ def check_ends(family: Family, name: str) -> None:
         )
     if not np.allclose(inner.sum(1), 1):
         raise UserError(f"{name}'s coefficients sum to {inner.sum(1).tolist()}: a point of a path is a weighted mean.")
+
+
+def _check_surface(family: Family, name: str) -> None:
+    """The same of a family over several coordinates, whose ends are corners of the unit cube.
+
+    Raises:
+        UserError: it has none of them there, its coefficients or its shares of the ends' buffers do not sum to one.
+    """
+    axes, d = tuple(family.coordinates), len(family.coordinates)
+    taken = {"length", "l2", "searched"} & {*axes}
+    if not 1 < d <= MOST_COORDINATES or len({*axes}) < d or taken:
+        raise UserError(
+            f"{name} has the coordinates {', '.join(axes) or '(none)'}: give one to {MOST_COORDINATES} of different "
+            "names, none of them length, l2 or searched."
+        )
+    try:
+        end_coordinates(family)
+        u_td = np.asarray(family.grid(3), dtype=np.float64)
+        found = {
+            "coefficients": (np.asarray(family.coefficients(u_td)), (len(u_td), int(family.vertices))),
+            "anchors": (np.asarray(family.anchors(u_td)), (len(u_td), 2)),
+        }
+    except Exception as error:
+        raise UserError(
+            f"{name} is no family over {', '.join(axes)} ({type(error).__name__}: {error}): it needs vertices, and "
+            f"coefficients(u) that give (T, vertices) for u (T, {d}), the first and the last one-hot at corners."
+        ) from error
+    for what, (values, shape) in found.items():
+        if values.shape != shape or not np.allclose(values.sum(1), 1):
+            raise UserError(
+                f"{name}'s {what} have shape {values.shape} and sum to {values.sum(-1).round(6).tolist()[:4]}...: they "
+                f"must be {shape}, each row summing to one."
+            )

@@ -1,4 +1,4 @@
-"""Arc length and norm along a path."""
+"""Arc length and norm along a path; distance and norm on a surface."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ def geometry(family: Family, gram: Array, t: Array) -> tuple[Array, Array]:
     knots, lengths = pieces(family, gram, t)
     cumulative = np.concatenate([[0.0], np.cumsum(lengths)])
     return cumulative[np.searchsorted(knots, t)], _norms(c, gram)
+
+
+def distances(family: Family, gram: Array, u_td: Array) -> tuple[Array, Array]:
+    """Straight distance from the first of coordinates u (T, d), and norm |w(u)|, (T,) each; ``gram`` as above."""
+    c = np.array(family.coefficients(u_td), dtype=np.float64)
+    away = c - c[0]
+    away[:, 0], c[:, 0] = 0.0, 1.0
+    return _norms(away, gram), _norms(c, gram)
 
 
 def _integrated(family: Family, gram: Array, t: Array) -> tuple[Array, Array]:

@@ -184,7 +184,7 @@ def barrier_table(rows: Sequence[dict[str, Any]], metrics: Metrics) -> Table:
         table.add_row("  ends", *(f"{read(r['start'])}, {read(r['end'])}" for r in here))
         table.add_row("  maximum", *(read(r["max"]) for r in here))
         for name in CONVENTIONS:
-            table.add_row(f"  {name}", *(_interval(r[name], metric, metrics) for r in here))
+            table.add_row(f"  {name}", *(_interval(r.get(name), metric, metrics) for r in here))
     return table
 
 
@@ -364,6 +364,8 @@ def _path_rows(job: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _interval(value: dict[str, float], metric: str, metrics: Metrics) -> str:
+def _interval(value: dict[str, float] | None, metric: str, metrics: Metrics) -> str:
+    if value is None:
+        return "–"
     middle, low, high = (metrics.text(value[k], metric) for k in ("value", "low", "high"))
     return f"{middle} [dim]\\[{low}, {high}][/]"

@@ -96,9 +96,11 @@ def draw(paths: Sequence[Measured], ax: Axes | None = None, metric: str | None =
         metric: a column of the tables, as "train_loss"; None: the verdict's, as "test_error".
 
     Raises:
-        UserError: there is no such metric.
+        UserError: there is no such metric, or one of them is a surface.
     """
     results = [p.result for p in paths]
+    if any(r.is_surface for r in results):
+        raise UserError("a surface is no line: its table has its coordinates, and `modeconn plot` draws it.")
     metrics = results[0].metrics
     metric = metric or metrics.judged
     if metric not in metrics.names:

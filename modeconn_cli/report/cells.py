@@ -19,7 +19,10 @@ def figure(value: float, metric: str, metrics: Metrics) -> Markup:
     return tag("data", metrics.text(value, metric), value=repr(float(value)))
 
 
-def interval(found: Mapping[str, float], metric: str, metrics: Metrics) -> Markup:
+def interval(found: Mapping[str, float] | None, metric: str, metrics: Metrics) -> Markup:
+    """A barrier with its interval, or a dash for none."""
+    if found is None:
+        return tag("span", "–")
     value, low, high = (figure(found[k], metric, metrics) for k in ("value", "low", "high"))
     return tag("span", value, tag("small", "[", low, ", ", high, "]"))
 

@@ -36,14 +36,14 @@ class Pair:
 
     @cached_property
     def lines(self) -> list[Line]:
-        """One a path, in the colours and strokes of `modeconn plot`."""
+        """One a path, in the colours and strokes of `modeconn plot`; a surface has no points on it."""
         names = self.metrics.names
         return [
             Line(
                 path.title,
                 i,
                 DASHES[style(i)[1]],
-                path.table["t"].tolist(),
+                [] if path.is_surface else path.table["t"].tolist(),
                 {m: path.table[m].tolist() for m in names},
                 {m: path.table[f"{m}_se"].tolist() for m in names},
             )

@@ -36,6 +36,15 @@ class PathResult:
     def metrics(self) -> Metrics:
         return Metrics.of(self.summary)
 
+    @property
+    def coordinates(self) -> list[str]:
+        """Of its points: t of a path, several of a surface."""
+        return list(self.summary.get("coordinates", ["t"]))
+
+    @property
+    def is_surface(self) -> bool:
+        return len(self.coordinates) > 1
+
 
 def style(number: int) -> tuple[str, str]:
     """Colour and stroke of a line: one of STYLES, and after these their colours with other strokes."""
@@ -47,7 +56,8 @@ def style(number: int) -> tuple[str, str]:
 def save(paths: Sequence[PathResult], heading: str, file: Path, kind: str) -> None:
     """Draw paths into a png, svg or pdf, the same bytes for the same figures.
 
-    Both panels hold every path, with bands of 1.96 standard errors and the highest point marked.
+    Both panels hold every path, with bands of 1.96 standard errors and the highest point marked; a surface has two of
+    its own.
     """
     from matplotlib import rc_context
 
@@ -68,17 +78,28 @@ def save(paths: Sequence[PathResult], heading: str, file: Path, kind: str) -> No
 def _draw(paths: Sequence[PathResult], heading: str) -> Figure:
     from matplotlib.figure import Figure
 
-    longest = max(len(path.title) for path in paths)
-    columns = min(len(paths) + 1, max(1, int(WIDTH / (0.07 * longest + 0.55))))
-    rows = -(-(len(paths) + 1) // columns)
+    lines, surfaces = ([p for p in paths if p.is_surface is is_surface] for is_surface in (False, True))
+    longest = max((len(path.title) for path in lines), default=0)
+    columns = min(len(lines) + 1, max(1, int(WIDTH / (0.07 * longest + 0.55))))
+    rows = -(-(len(lines) + 1) // columns) if lines else 0
     title = textwrap.wrap(heading, 90)
-    height = 3.1 + 0.19 * rows + 0.17 * (len(title) - 1)
+    height = 0.45 + 2.65 * (bool(lines) + len(surfaces)) + 0.19 * rows + 0.17 * (len(title) - 1)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    panels = figure.subplots(1, 2)
+    panels = figure.subplots(bool(lines) + len(surfaces), 2, squeeze=False)
     metrics = paths[0].metrics
-    for axes, metric in zip(panels, metrics.main, strict=True):
-        draw_panel(axes, paths, metric, metrics.heading(metric))
-    handles, labels = panels[0].get_legend_handles_labels()
+    for row, path in zip(panels[bool(lines) :], surfaces, strict=True):
+        for axes, metric in zip(row, metrics.main, strict=True):
+            draw_surface(axes, path, metric, metrics.heading(metric))
+    if lines:
+        for axes, metric in zip(panels[0], metrics.main, strict=True):
+            draw_panel(axes, lines, metric, metrics.heading(metric))
+        _legend(figure, panels[0][0], columns)
+    figure.suptitle("\n".join(title), fontsize=10)
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes, columns: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
     # The ends come last in the legend, and the band is said once for all.
     order = sorted(range(len(labels)), key=lambda i: labels[i] == ENDS)
     handles, labels = [handles[i] for i in order], [labels[i] for i in order]
@@ -92,8 +113,23 @@ def _draw(paths: Sequence[PathResult], heading: str) -> Figure:
         title_fontsize=7,
     )
     legend.get_title().set_color("0.4")
-    figure.suptitle("\n".join(title), fontsize=10)
-    return figure
+
+
+def draw_surface(axes: Axes, path: PathResult, column: str, name: str) -> None:
+    """Draw a metric on a surface over two coordinates, a square a point; of more coordinates say that it has them."""
+    axes.set_title(name, loc="left")
+    if len(path.coordinates) > 2:
+        axes.text(0.5, 0.5, f"{path.title}:\nnot drawn over\n{', '.join(path.coordinates)}", ha="center", va="center")
+        axes.set_axis_off()
+        return
+    first, second = path.coordinates
+    side = 110 / max(2.0, len(path.table) ** 0.5)  # points
+    drawn = axes.scatter(
+        path.table[first], path.table[second], c=path.table[column], marker="s", s=side**2, linewidths=0
+    )
+    axes.figure.colorbar(drawn, ax=axes)
+    axes.set_xlabel(first)
+    axes.set_ylabel(f"{path.title}\n{second}")
 
 
 def draw_panel(axes: Axes, paths: Sequence[PathResult], column: str, name: str) -> None:

@@ -31,8 +31,7 @@ def section(pair: Pair, name: str, charts: list[dict[str, Any]]) -> Markup:
         tag("h2", pair.name),
         _verdicts(pair),
         tag("h3", "Along the paths"),
-        _charts([_path_chart(pair, q) for q in pair.metrics.main], charts),
-        tag("p", "Bands are 1.96 standard errors over examples, networks held fixed.", class_="note"),
+        *_along(pair, charts),
         tag("h3", "Barriers"),
         _barriers(pair),
         tag("p", _how_measured(pair.paths), class_="note"),
@@ -75,9 +74,26 @@ def _charts(several: Sequence[Chart], charts: list[dict[str, Any]]) -> Markup:
     return tag("div", *drawn, class_="charts")
 
 
+def _along(pair: Pair, charts: list[dict[str, Any]]) -> list[Markup]:
+    """Charts of the paths, and a word on what is none."""
+    found = []
+    if any(line.x for line in pair.lines):
+        found += [
+            _charts([_path_chart(pair, q) for q in pair.metrics.main], charts),
+            tag("p", "Bands are 1.96 standard errors over examples, networks held fixed.", class_="note"),
+        ]
+    said = [
+        f"The {p.title} is a surface over {', '.join(p.coordinates)}, which `modeconn plot` draws."
+        for p in pair.paths
+        if p.is_surface
+    ]
+    return found + [tag("p", line, class_="note") for line in said]
+
+
 def _path_chart(pair: Pair, quantity: str) -> Chart:
+    lines = [line for line in pair.lines if line.x]
     choices = {"split": SPLITS, "metric": ("loss", *(c.name for c in pair.metrics.columns))}
-    return Chart("t", "Position along the path, t", quantity, pair.quantities, choices, "highest", pair.lines)
+    return Chart("t", "Position along the path, t", quantity, pair.quantities, choices, "highest", lines)
 
 
 def _training(pair: Pair) -> list[Chart]:
@@ -131,7 +147,7 @@ def _barriers(pair: Pair) -> Markup:
         rows = [group_head(metrics.heading(metric), len(CONVENTIONS) + 4)]
         for line, path in zip(pair.lines, pair.paths, strict=True):
             ends = [figure(path.summary["columns"][metric][k], metric, metrics) for k in ("start", "end", "max")]
-            found = [interval(path.summary["barriers"][metric][c], metric, metrics) for c in CONVENTIONS]
+            found = [interval(path.summary["barriers"][metric].get(c), metric, metrics) for c in CONVENTIONS]
             rows.append(row(join([swatch(line), " ", path.title]), *ends, *found))
         bodies.append(tag("tbody", *rows))
     heads = ("Path", "t = 0", "t = 1", "highest", *CONVENTIONS)

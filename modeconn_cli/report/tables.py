@@ -71,7 +71,7 @@ def barrier_rows(paths: list[PathResult]) -> list[dict[str, Any]]:
                     "start": column["start"],
                     "end": column["end"],
                     "max": column["max"],
-                    **{c: path.summary["barriers"][metric][c] for c in CONVENTIONS},
+                    **{c: path.summary["barriers"][metric].get(c) for c in CONVENTIONS},  # a surface has no midpoint
                 }
             )
     return rows

@@ -194,4 +194,9 @@ def curve_between(context: Context, start: Endpoint, end: Endpoint) -> FitCurve:
     """The curve that the configuration asks for, checked before anything is written."""
     curve = FitCurve(context, start, end)
     curve.check()
+    if len(curve.path.coordinates) > 1 and context.task.verdict.convention == "midpoint":
+        raise UserError(
+            f"task.verdict_convention=midpoint: the {context.config.curve.title} is a surface over "
+            f"{', '.join(curve.path.coordinates)} and has none; use above_line, above_mean or above_max."
+        )
     return curve
