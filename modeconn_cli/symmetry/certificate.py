@@ -66,7 +66,7 @@ def certify(
     ``difference``: the largest over outputs, relative to the largest output. ``control``: the same for a permutation
     that is broken on purpose, moving one group in a single tensor; it shows that a wrong one would be seen.
     """
-    network = _Computed(module, before, x)
+    network = Computed(module, before, x)
     wanted, tolerance = network.outputs, TOLERANCES[network.dtype]
     scale = float(wanted.abs().max()) or 1.0
     control = 0.0
@@ -83,7 +83,7 @@ def certify(
     return {"difference": difference, "control": control, "examples": len(x), "dtype": dtype, "tolerance": tolerance}
 
 
-class _Computed:
+class Computed:
     """A copy of a module that is computed as exactly as it can be.
 
     dtype: the narrowest type that a real number passes through. outputs: at the first state.

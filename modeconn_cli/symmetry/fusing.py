@@ -20,7 +20,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from modeconn_cli.errors import RunFailed
-from modeconn_cli.symmetry.certificate import TOLERANCES
+from modeconn_cli.inputs import taken
+from modeconn_cli.symmetry.certificate import CLEAR, TOLERANCES, Computed
 from modeconn_cli.symmetry.graph import export
 from modeconn_cli.tasks.outputs import tensor_of
 
@@ -143,23 +144,22 @@ def _scaled(layer: Any, gain: Tensor) -> Tensor:
 def certify_fusion(module: nn.Module, fusion: Fusion, x: Tensor) -> dict[str, Any]:
     """How far the fused module's outputs are from the module's, on real inputs.
 
-    ``difference``: in float64, the largest over outputs, relative to the largest output. ``control``: the same with the
-    bias of one layer left as it was, which shows that a wrong rewrite would be seen. ``rounded``: in the module's own
-    precision.
+    ``difference``: as exactly as the module can be computed, the largest over outputs, relative to the largest output;
+    ``dtype`` says in what, ``tolerance`` is for that. ``control``: the same with the bias of one layer left as it was,
+    which shows that a wrong rewrite would be seen. ``rounded``: in the module's own precision.
 
     Raises:
         RunFailed: the fused module is not the same function.
     """
-    exact = copy.deepcopy(module).double().eval()
-    rewritten, inputs = fused(exact, fusion), x.double() if x.is_floating_point() else x
-    wanted = tensor_of(exact(inputs))
-    scale = float(wanted.abs().max()) or 1.0
+    network = Computed(module, module.state_dict(), x)
+    rewritten, tolerance = fused(network.module, fusion), TOLERANCES[network.dtype]
+    scale = float(network.outputs.abs().max()) or 1.0
 
-    def apart(other: Tensor) -> float:
-        return float((other.double() - wanted).abs().max()) / scale
+    def apart(other: Any) -> float:
+        return float((tensor_of(other).double() - network.outputs.double()).abs().max()) / scale
 
-    difference = apart(tensor_of(rewritten(inputs)))
-    if not difference <= TOLERANCES[torch.float64]:
+    difference = apart(rewritten(network.x))
+    if not difference <= tolerance:
         raise RunFailed(
             f"the network without its norms is not the same function: outputs differ by {difference:.1e} of the "
             "largest. Please report the network; endpoints.fuse=false leaves it as it is."
@@ -167,15 +167,21 @@ def certify_fusion(module: nn.Module, fusion: Fusion, x: Tensor) -> dict[str, An
     control = 0.0
     for layer_name, _ in reversed(fusion.pairs):
         layer: Any = rewritten.get_submodule(layer_name)
-        before: Any = exact.get_submodule(layer_name).bias
+        before: Any = network.module.get_submodule(layer_name).bias
         right = layer.bias.clone()
         layer.bias.copy_(torch.zeros_like(right) if before is None else before)
-        control = max(control, apart(tensor_of(rewritten(inputs))))
+        control = max(control, apart(rewritten(network.x)))
         layer.bias.copy_(right)
-        if control > TOLERANCES[torch.float64]:
+        if control > CLEAR[network.dtype]:
             break
-    rounded = apart(tensor_of(fused(module, fusion).eval()(x)))
-    return {"difference": difference, "control": control, "rounded": rounded, "examples": len(x), "dtype": "float64"}
+    return {
+        "difference": difference,
+        "control": control,
+        "rounded": apart(fused(module, fusion).eval()(taken(module, x))),
+        "examples": len(x),
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "tolerance": tolerance,
+    }
 
 
 def _operation(node: Node) -> str:

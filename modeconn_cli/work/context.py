@@ -20,7 +20,7 @@ from modeconn_cli.data.options import Inputs
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.evaluation.options import Interpolation
-from modeconn_cli.inputs import InputForm, form_of
+from modeconn_cli.inputs import InputForm, form_of, taken
 from modeconn_cli.models import build as models
 from modeconn_cli.settings import Config, fields_off_default
 from modeconn_cli.symmetry.fusing import Fusion, find_fusion, fused
@@ -162,7 +162,8 @@ class Context:
         data = self.data_on_host
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-                found = find_fusion(self._whole().eval(), data.inputs(data.train, slice(0, 2)))
+                module = self._whole().eval()
+                found = find_fusion(module, taken(module, data.inputs(data.train, slice(0, 2))))
         except CannotTrace as error:
             raise UserError(f"{error}. Its norms cannot be found: go without endpoints.fuse.") from None
         if not found.pairs:

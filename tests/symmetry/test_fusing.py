@@ -157,6 +157,24 @@ def test_a_weight_that_two_modules_hold_is_left_alone():
     assert "used elsewhere" in find_fusion(shaken(net), torch.zeros(2, 4)).left["1"]
 
 
+def test_a_network_that_computes_in_single_precision_is_judged_in_it():
+    class Casting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+
+        def forward(self, x):
+            return self.body(x).float().relu()
+
+    net = shaken(Casting())
+    x = torch.randn(6, 4)
+    fusion = find_fusion(net, x)
+    found = certify_fusion(net, fusion, x)
+    assert (found["dtype"], found["tolerance"]) == ("float32", 1e-4)
+    assert found["difference"] < 1e-5 < found["control"]
+    assert certify_fusion(net.double(), fusion, x)["rounded"] < 1e-5
+
+
 def test_a_wrong_rewrite_is_found_out(monkeypatch):
     net = shaken(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)))
     x = torch.randn(4, 3)
