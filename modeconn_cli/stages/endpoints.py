@@ -180,8 +180,9 @@ def named_by(key: str, reference: str, context: Context) -> Referenced:
         network = referenced(reference, context.root)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
-    if isinstance(network, Stored) and not network.own:
-        network.strip = context.config.endpoints.strip
+    strip = context.config.endpoints.strip
+    if isinstance(network, Stored) and not network.own and strip is not None:
+        network.strip = strip.rstrip(".") + "."
     return network
 
 

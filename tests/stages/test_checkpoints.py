@@ -386,3 +386,23 @@ def test_a_curve_that_does_not_fit_is_refused_before_anything_is_written(
     before = tree(tmp_path / "outputs")
     assert said in refused("fit-curve", *SPIRALS, f"curve.init_from={file}", *words, "-q")
     assert tree(tmp_path / "outputs") == before
+
+
+def test_a_part_of_a_file_is_taken_by_its_prefix(trained: list[dict[str, Tensor]]) -> None:
+    first, second = trained
+    both = {f"model.{k}": v for k, v in first.items()} | {f"ema.{k}": v for k, v in second.items()}
+    files = write({"state_dict": both}, Path("both.pt")), write(first, Path("first.pt"))
+    assert "under model. or under ema. is: give endpoints.strip=model." in refused(*segment(*files), "-q")
+    assert "no name in first.pt begins so" in refused(*segment(*files), "endpoints.strip=ema", "-q")
+    write({f"ema.{k}": v for k, v in first.items()}, Path("first.pt"))
+    row = ok(*segment(*files), "endpoints.strip=ema.", "--json").json["stages"][0]
+    assert all(torch.equal(v, second[k]) for k, v in load_file(Path(row["directory"]) / CHECKPOINT).items())
+    assert ok(*segment("both.pt", "first.pt"), "endpoints.strip=ema", "--json").json["stages"][0]["status"] == "cached"
+
+
+def test_a_head_for_more_classes_than_the_data_have_says_what_to_do(trained: list[dict[str, Tensor]]) -> None:
+    files = [write(s | {k: torch.cat([s[k], s[k][:1]]) for k in ("head.weight", "head.bias")}, Path(f"{i}.pt"))
+             for i, s in enumerate(trained)]  # fmt: skip
+    message = refused(*segment(*files), "-q")
+    assert message.endswith("is (2, 8). The data have 2 classes: where 3 are told apart, give dataset.classes=3.")
+    ok(*segment(*files), "dataset.classes=3", "-q")
