@@ -198,6 +198,9 @@ class MergeMany(Searched, Together):
 class CycleConsistent(Searched, Together):
     title: ClassVar[str] = "C2M3's Frank-Wolfe"
 
+    def own(self) -> dict[str, Any]:
+        return {**super().own(), "later_starts": "from the best"}  # which were random permutations before
+
     def match_all(self, given: Given) -> AllMatched:
         from modeconn_cli.matching.many import cycle_consistent, match_all
 
