@@ -134,8 +134,10 @@ def write_state(run: Run, name: str, state: Mapping[str, Tensor], metadata: Mapp
         )
 
 
-def save_state(state: Mapping[str, Any], file: Path) -> None:
+def save_state(state: Mapping[str, Any], file: Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a plain state_dict, as safetensors or else as torch.save does; the file is whole or not there.
+
+    metadata: kept in a safetensors file beside the tensors, where :func:`read_metadata` finds it.
 
     Raises:
         UserError: a module's extra state is no tensor, and the file is to be safetensors.
@@ -148,7 +150,8 @@ def save_state(state: Mapping[str, Any], file: Path) -> None:
         raise UserError(f"{file}: safetensors holds tensors alone, and {next(iter(other))} is none; name it .pt.")
     try:
         if file.suffix == ".safetensors":
-            safetensors.torch.save_file(tensors, beside)
+            said = {"modeconn": json.dumps(metadata, sort_keys=True)} if metadata else None
+            safetensors.torch.save_file(tensors, beside, said)
         else:
             torch.save(tensors | other, beside)
         beside.replace(file)

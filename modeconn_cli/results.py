@@ -176,16 +176,39 @@ class Metrics:
         text = f"{metric.replace('_', ' ')} {self.text(value, metric)}"
         return f"{text}{unit}" if unit == "%" else f"{text} {unit}".rstrip()
 
+    def words(self, metric: str) -> str:
+        """As "test-unexplained-variance", before another word."""
+        split, _, name = metric.partition("_")
+        title = name if name == "loss" else self.column(metric).title or name
+        return "-".join([split, *title.replace("_", " ").split()])
+
     def label(self, metric: str) -> str:
         """As "test error (%)"."""
         unit = self.column(metric).unit
         return metric.replace("_", " ") + (f" ({unit})" if unit else "")
 
 
+MOST_CLASSES = 20  # that are named
+
+
+def targets_line(summary: Mapping[str, Any]) -> str:
+    """What a summary says of its task's targets, in a line; empty where there is nothing to say."""
+    note = summary.get("task", {})
+    if classes := note.get("classes"):
+        more = f" and {len(classes) - MOST_CLASSES} more" if len(classes) > MOST_CLASSES else ""
+        return f"classes: {', '.join(classes[:MOST_CLASSES])}{more}"
+    targets = note.get("targets", {})
+    if not targets or (set(targets["mean"]), set(targets["std"])) == ({0.0}, {1.0}):
+        return ""
+    mean, std = (", ".join(f"{v:.6g}" for v in targets[k]) for k in ("mean", "std"))
+    unit = f" {targets['unit']}" if targets["unit"] else ""
+    return f"answers z are normalised: the target is mean + std z, mean {mean}{unit}, std {std}{unit}"
+
+
 def task_note(task: Task) -> dict[str, Any]:
     """What a summary says of its task for :meth:`Metrics.of`."""
     verdict = {"column": task.verdict.column, "convention": task.verdict.convention}
-    return {"columns": [vars(c) for c in task.columns], "verdict": verdict}
+    return {"columns": [vars(c) for c in task.columns], "verdict": verdict, **getattr(task, "note", {})}
 
 
 def _column(content: Mapping[str, Any]) -> Column:

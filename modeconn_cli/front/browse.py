@@ -13,7 +13,7 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.front.console import STATUS_STYLE, out
 from modeconn_cli.front.terminal import alignment_line, barrier_table, show_found, show_merged
 from modeconn_cli.report.gather import REPLICATION, as_override, run_settings, varied
-from modeconn_cli.results import Metrics, Result
+from modeconn_cli.results import Metrics, Result, targets_line
 from modeconn_cli.runs.find import Found, Removal, find, find_all
 from modeconn_cli.work.command import first_command
 
@@ -105,6 +105,8 @@ def show_run(root: Path, wanted: str, as_json: bool) -> None:
         for measured in find_all(root):
             if str(run.folder) in measured.read("provenance.json").get("upstream", []):
                 out.print(f"  measured by {measured.stage}/{measured.name}/{measured.version}: {gist(measured)}")
+    if line := targets_line(summary):
+        out.print(line, soft_wrap=True, markup=False)
     for key in ("command", "upstream", "device", "torch", "git", "seconds"):
         if provenance.get(key) not in (None, []):
             value = provenance[key]

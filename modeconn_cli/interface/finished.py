@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ import pandas as pd
 from torch import Tensor, nn
 
 from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.interface.joining import live_of
+from modeconn_cli.interface.live import Live, LiveContext
+from modeconn_cli.interface.options import configured
 from modeconn_cli.interface.paths import Measured
 from modeconn_cli.interface.process import at_work
-from modeconn_cli.networks import Networks
+from modeconn_cli.networks import CHECKPOINT, Networks, read_state
 from modeconn_cli.report.plots import PathResult
 from modeconn_cli.report.tables import read_path
 from modeconn_cli.results import Result
-from modeconn_cli.runs.find import Found
+from modeconn_cli.runs.find import Found, endpoints_behind
 from modeconn_cli.runs.references import parse
 from modeconn_cli.settings import Config
 from modeconn_cli.stages.referenced import Machine, networks_in, referenced
@@ -28,7 +31,7 @@ from modeconn_cli.states import matching_state, unpacked
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.options import Runtime
 from modeconn_cli.work.recorded import OBJECT, recorded_config
-from modeconn_cli.work.reporting import Silent
+from modeconn_cli.work.reporting import Reporter, Silent
 
 TABLES = ("path.csv", "metrics.csv")
 
@@ -40,10 +43,12 @@ class FinishedRun(Measured):
     Attributes:
         folder: the run directory.
         device: where its networks are made, as runtime.device.
+        live: the module and the task that it was made from, where no setting describes them.
     """
 
     folder: Path
     device: str = "auto"
+    live: Live | None = None
 
     def __repr__(self) -> str:
         return f"<{self._found.stage} {self._found.name}>" + (f" {self.verdict}" if self._is_path else "")
@@ -106,7 +111,7 @@ class FinishedRun(Measured):
         with at_work(progress=False):
             place = "" if t is None else f"@t={float(t)!r}"
             network = referenced(f"{self.folder}{place}", self.folder)
-            return unpacked(network.state(Machine(Runtime(device=self.device), Silent())))
+            return unpacked(network.state(Machine(Runtime(device=self.device), Silent(), self._made)))
 
     def at(self, t: float | None = None) -> nn.Module:
         """The same as a module in evaluation mode, on the device.
@@ -114,17 +119,22 @@ class FinishedRun(Measured):
         Raises:
             UserError: there is no such network, or its architecture was an object of a Python session.
         """
-        if self.config.architecture.family == OBJECT:
+        if self.config.architecture.family == OBJECT and self.live is None:
             raise UserError(
-                f"{self.folder} was made from a torch module, which no setting describes: load "
-                ".networks[0].state() into one, or keep what connect and fit_curve gave."
+                f"{self.folder} was made from a torch module, which no setting describes: give the module and its "
+                "data, mc.load(RUN, model=, data=), or load .networks[0].state() into one."
             )
         state = self.state_dict(t)
         with at_work(progress=False):
-            context = Context(self.config, Silent())
+            context = self._made(self.config, Silent())
             module = context.module()
             matching_state(module, state, str(self.folder), own=True)
             return module.to(context.device).eval()
+
+    @property
+    def _made(self) -> Callable[[Config, Reporter], Context]:
+        live = self.live
+        return Context if live is None else lambda config, reporter: LiveContext(config, live, reporter)
 
     @property
     def _found(self) -> Found:
@@ -135,23 +145,53 @@ class FinishedRun(Measured):
         return (self.folder / TABLES[0]).is_file()
 
 
-def load(run: str | Path, root: str | Path = "outputs", device: str = "auto") -> FinishedRun:
+def load(
+    run: str | Path,
+    root: str | Path = "outputs",
+    device: str = "auto",
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    task: Any = "auto",
+) -> FinishedRun:
     """A finished run.
 
     Args:
         run: its directory, or the beginning of its digest or name.
         root: where runs are looked for.
         device: where its networks are made: auto, cpu, cuda, cuda:1 or mps.
+        model, data, task: of a run that was made from live objects, what :func:`modeconn_cli.connect` was given: a
+            module of its architecture with any weights, the same data and the same task.
 
     Raises:
-        UserError: there is none, several fit, or it is not finished.
+        UserError: there is none, several fit, or it is not finished; the model or the data are not those of the run.
 
     >>> load("outputs/interpolate/.../v1").at(0.3)                                              # doctest: +SKIP
     """
     reference = parse(str(run))
     if reference.selects:
         raise UserError(f"{run} is one network of a run: give {reference.place} alone, or use open_networks.")
-    return FinishedRun(reference.run(Path(root)).folder, device)
+    found = FinishedRun(reference.run(Path(root)).folder, device)
+    return found if model is None else replace(found, live=_live(found, model, data, task))
+
+
+def _live(run: FinishedRun, model: nn.Module, data: Any, task: Any) -> Live:
+    """What a run was made from, held to what the run says of it."""
+    if run.config.architecture.family != OBJECT:
+        raise UserError(f"{run.folder} was made from settings, which say its network and its data: give no model.")
+    if data is None and not hasattr(task, "data"):
+        raise UserError("give data with the model, as connect was given them: BatchNorm is re-estimated on them.")
+    config = run.config
+    if isinstance(data, str):
+        config = replace(config, dataset=configured((), {}, [f"dataset={data}"]).dataset)
+    end = endpoints_behind(run._found)[0].folder / CHECKPOINT
+    matching_state(model, read_state(end), str(end))
+    with at_work(progress=False) as listener:
+        live = live_of((model, model), None, data, task, config, listener.notes)
+    recorded = run._found.read("provenance.json").get("dataset_sha256")
+    if recorded != live.task.data.checksum:
+        raise UserError(f"these are not the data that {run.folder} was made with: give the same, in the same order.")
+    return live
 
 
 @dataclass(frozen=True)

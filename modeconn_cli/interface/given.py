@@ -21,7 +21,7 @@ from modeconn_cli.data.dataset import Data, Split
 from modeconn_cli.errors import UserError
 from modeconn_cli.models.external import check_answers
 from modeconn_cli.settings import Config
-from modeconn_cli.tasks.base import Batch, Column, Criterion, Task
+from modeconn_cli.tasks.base import Batch, Column, Criterion, Draw, Task, draw_examples
 from modeconn_cli.tasks.custom import Custom
 from modeconn_cli.tasks.make import make_task
 from modeconn_cli.tasks.options import Regression, TaskBase
@@ -196,6 +196,9 @@ class Unlabelled:
 
     def smoothed(self, label_smoothing: float) -> Unlabelled:
         return self
+
+    def draw(self, seed: int, epoch: int) -> Draw:
+        return draw_examples(self.data, seed, epoch)
 
     def batch(self, split: Split, index: Tensor | slice, draw: Any = None) -> Batch:
         return Batch(self.data.inputs(split, index, draw), split.y[index])

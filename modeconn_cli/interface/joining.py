@@ -253,20 +253,28 @@ def request(
     with at_work(progress) as listener, directory(output_dir) as root:
         if hasattr(task, "data") and data is not None:
             raise UserError("the task holds its data already, and data is given too: give data=None.")
-        module, device = architecture_of(models, architecture)
+        device = architecture_of(models, architecture)[1]
         config = _config(data, task, groups, options, str(root), str(device))
-        dtype = next(p.dtype for p in module.parameters())
-        examples = task.data if hasattr(task, "data") else data_of(data, config, dtype, listener.notes)
-        made = task_of(task, examples, config, module, normalised=isinstance(data, str))
+        live = live_of(models, architecture, data, task, config, listener.notes)
         described = replace(
             config,
             dataset=Dataset(name=data if isinstance(data, str) else "data", source=OBJECT),
-            architecture=Architecture(name=type(module).__name__, family=OBJECT),
+            architecture=Architecture(name=type(live.architecture).__name__, family=OBJECT),
             runtime=replace(config.runtime, save_every=config.runtime.save_every if output_dir else 1e9),
         )
-        context = LiveContext(described, Live(module, made), listener)
+        context = LiveContext(described, live, listener)
         context.settle_threads()
         yield context, listener, *given_ends(context, models, names)
+
+
+def live_of(
+    models: tuple[Model, Model], architecture: nn.Module | None, data: Any, task: Any, config: Config, notes: list[str]
+) -> Live:
+    """The network and the task of what a caller gave."""
+    module, _ = architecture_of(models, architecture)
+    dtype = next(p.dtype for p in module.parameters())
+    examples = task.data if hasattr(task, "data") else data_of(data, config, dtype, notes)
+    return Live(module, task_of(task, examples, config, module, normalised=isinstance(data, str)))
 
 
 def _config(data: Any, task: Any, groups: tuple[str, ...], options: dict[str, Any], root: str, device: str) -> Config:

@@ -17,6 +17,7 @@ from modeconn_cli.report.markup import Markup, join, row, table, tag
 from modeconn_cli.report.pairs import Pair
 from modeconn_cli.report.plots import PathResult
 from modeconn_cli.report.tables import verdict_sentence
+from modeconn_cli.results import targets_line
 from modeconn_cli.runs.find import upstream_of
 
 AS_TRAINED = (
@@ -35,6 +36,7 @@ def section(pair: Pair, name: str, charts: list[dict[str, Any]]) -> Markup:
         tag("h3", "Barriers"),
         _barriers(pair),
         tag("p", _how_measured(pair.paths), class_="note"),
+        *_targets(pair),
         *_alignments(pair),
         *([tag("h3", "Training"), _charts(training, charts), tag("p", AS_TRAINED, class_="note")] if training else []),
         tag("h3", "How it was made"),
@@ -43,6 +45,12 @@ def section(pair: Pair, name: str, charts: list[dict[str, Any]]) -> Markup:
         *configurations((f"the {path.title}", run) for path, run in zip(pair.paths, pair.measured, strict=True)),
     ]
     return tag("section", *parts, id=name)
+
+
+def _targets(pair: Pair) -> list[Markup]:
+    """The classes by name, or the scale of the numbers that are learnt."""
+    line = targets_line(pair.paths[0].summary)
+    return [tag("p", f"{line[0].upper()}{line[1:]}.", class_="note")] if line else []
 
 
 def _alignments(pair: Pair) -> list[Markup]:

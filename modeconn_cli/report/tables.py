@@ -113,7 +113,7 @@ def _holds_threshold(verdict: Mapping[str, Any]) -> bool:
 
 def interval_words(metric: str, found: Mapping[str, float], metrics: Metrics, unit: str = "") -> str:
     value, low, high = (metrics.text(found[k], metric) for k in ("value", "low", "high"))
-    return f"{metric.replace('_', '-')} barrier {value}{unit} [{low}, {high}]"
+    return f"{metrics.words(metric)} barrier {value}{unit} [{low}, {high}]"
 
 
 def connection(verdicts: list[dict[str, Any]], first: str, second: str, metrics: Metrics) -> tuple[str, str]:

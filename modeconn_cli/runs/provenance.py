@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ def provenance(upstream: Sequence[Path], more: Mapping[str, Any]) -> dict[str, A
     }
 
 
+@cache
 def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, marked when it is modified; None elsewhere."""
+    """The commit of the checkout that this package runs from, marked when it is modified; None elsewhere.
+
+    It is that of the code that runs: looked up once, when the process first wants it.
+    """
     here = Path(__file__).parents[1]
     if not (here.parent / ".git").exists() or shutil.which("git") is None:
         return None

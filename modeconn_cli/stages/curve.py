@@ -15,6 +15,7 @@ from torch import Tensor
 from modeconn_cli.errors import UserError
 from modeconn_cli.families.options import Sampling
 from modeconn_cli.networks import read_metadata, read_state, write_control_points
+from modeconn_cli.results import Result, task_note
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, pair_label
 from modeconn_cli.stages.referenced import curve_of
@@ -110,7 +111,7 @@ class FitCurve(Stage):
         if self.begun_from is not None:
             self._initial(self.context.net(0), None)
 
-    def compute(self, run: Run) -> None:
+    def compute(self, run: Run) -> Result:
         options = self.context.config.curve
         net = self.context.net(self.seed)
         ends = end_points(net, self.start, self.end)
@@ -128,6 +129,8 @@ class FitCurve(Stage):
         )
         fit(trainer, run, self.context)
         write_control_points(run, net, control_points, self.family)
+        made = {"task": task_note(self.context.task), "parameters": net.size, "gradient_steps": trainer.total_steps}
+        return Result(options.title, networks=[CHECKPOINT], more=made)
 
     def control_points(self, net: FlatModule) -> Tensor:
         """W (K, P) as fitted, on the network's device."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from modeconn_cli.evaluation.options import Interpolation
 from modeconn_cli.families.point import Point
 from modeconn_cli.networks import CHECKPOINT as CHECKPOINT
 from modeconn_cli.networks import read_state, require_kept, write_state
-from modeconn_cli.results import task_note
+from modeconn_cli.results import Result, task_note
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.stages.referenced import Machine, Referenced, Stored, referenced
 from modeconn_cli.states import MisfitError, matching_state
@@ -68,22 +69,18 @@ class Endpoint(Stage):
         """Means by ``<split>_<column>``, as measured when it was made."""
         return recorded_metrics(self.result.folder)
 
-    def write(self, run: Run, evaluator: Evaluator, net: FlatModule, more: dict[str, Any]) -> None:
-        """Write the checkpoint and its metrics, measured with its own buffers."""
+    def measured(self, run: Run, evaluator: Evaluator, net: FlatModule, more: dict[str, Any]) -> Result:
+        """The network, whose checkpoint is written, and its metrics, measured with its own buffers."""
         scores = evaluator.scores()
-        measured = metrics(scores)
-        self.context.trackers.summary({"measured": measured})
+        found = metrics(scores)
+        self.context.trackers.summary({"measured": found})
         write_state(run, CHECKPOINT, net.state())
-        run.write_json(
-            "summary.json",
-            {
-                "metrics": measured,
-                "task": task_note(self.context.task),
-                "splits": {k: split_note(evaluator, k) for k in scores},
-                "parameters": net.size,
-                **more,
-            },
-        )
+        note = {
+            "task": task_note(self.context.task),
+            "splits": {k: split_note(evaluator, k) for k in scores},
+            "parameters": net.size,
+        }
+        return Result(self.short_name, found, networks=[CHECKPOINT], more={**note, **more})
 
 
 class TrainedEndpoint(Endpoint):
@@ -140,7 +137,7 @@ class TrainedEndpoint(Endpoint):
         if self.parent is not None:
             fitted(self.context.module(), self.parent, self.parent.outline(), self.context)
 
-    def compute(self, run: Run) -> None:
+    def compute(self, run: Run) -> Result:
         options = self.context.config.endpoints
         net = self.context.net(self.init_seed)
         require_kept(net.module)
@@ -161,17 +158,9 @@ class TrainedEndpoint(Endpoint):
         fit(trainer, run, self.context, keep)
         evaluator = self.context.evaluator(net, Interpolation())
         evaluator.reestimate()
-        self.write(
-            run,
-            evaluator,
-            net,
-            {
-                "seed": self.seed,
-                **start,
-                "data_seed": self.data_seed,
-                "gradient_steps": trainer.total_steps,
-            },
-        )
+        made = {"seed": self.seed, **start, "data_seed": self.data_seed, "gradient_steps": trainer.total_steps}
+        found = self.measured(run, evaluator, net, made)
+        return replace(found, networks=[*found.networks, *kept.values()])
 
 
 def named_by(key: str, reference: str, context: Context) -> Referenced:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.options import Interpolation
+from modeconn_cli.results import Result
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.runs.references import told_apart
 from modeconn_cli.stages.endpoints import Endpoint, fitted, load, named_by
@@ -45,11 +46,11 @@ class ImportedEndpoint(Endpoint):
         """The network's weights; UserError now, before anything is written, where they do not fit."""
         return fitted(self.context.module(), self.network, self.network.outline(), self.context)
 
-    def compute(self, run: Run) -> None:
+    def compute(self, run: Run) -> Result:
         net = self.context.net(0)
         load(net, self.network, self.context)
         more = {"file": self.network.text, "name": self.short_name}
-        self.write(run, self.context.evaluator(net, Interpolation()), net, more)
+        return self.measured(run, self.context.evaluator(net, Interpolation()), net, more)
 
 
 def imported_endpoints(context: Context) -> list[ImportedEndpoint] | None:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.buffers import norm_layers
-from modeconn_cli.evaluation.evaluator import metrics, require_same
+from modeconn_cli.evaluation.evaluator import require_same
 from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
 from modeconn_cli.inputs import taken
 from modeconn_cli.matching.given import Given
 from modeconn_cli.matching.options import AsTheyAre, Method, Pairwise, Together, methods
 from modeconn_cli.networks import write_state
+from modeconn_cli.results import Result
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.stages.endpoints import Endpoint, endpoints, pair_label, two_of
 from modeconn_cli.stages.symmetries import groups_text
@@ -33,6 +34,7 @@ from modeconn_cli.work.saving import Saver
 from modeconn_cli.work.stage import Stage
 
 CERTIFIED_ON = 64  # examples
+MIDPOINT = "merged.safetensors"
 
 
 @command(
@@ -246,7 +248,7 @@ class Aligned(Permuting, Endpoint):
     def original(self) -> Endpoint:
         return self.end.original
 
-    def compute(self, run: Run) -> None:
+    def compute(self, run: Run) -> Result:
         module, symmetry, _ = self.traced
         a, b = self.start.state(), self.end.state()
         assert isinstance(self.method, Pairwise)
@@ -254,30 +256,27 @@ class Aligned(Permuting, Endpoint):
         aligned = symmetry.permute(b, found.permutations)
         certificate = certify_all(module, symmetry, [b], [aligned], self.examples())
         write_state(run, "permutation.safetensors", symmetry.moves(b, found.permutations))
-        write_state(run, "merged.safetensors", {k: _midpoint(a[k], aligned[k]) for k in a})
+        write_state(run, MIDPOINT, {k: _midpoint(a[k], aligned[k]) for k in a})
         net = self.context.net(0)
         net.load(aligned)
         evaluator = self.context.evaluator(net, Interpolation())
         moved = [int((p != torch.arange(len(p))).sum()) for p in found.permutations]
-        self.write(
-            run,
-            evaluator,
-            net,
-            {
-                "method": str(self.context.config.rebasin.method),
-                "objective": found.objective,
-                "objective_is": found.measure,
-                "objective_before": found.before,
-                "objective_after": found.after,
-                "start": found.start,
-                "groups": [
-                    {"name": g.name, "size": g.size, "moved": m} for g, m in zip(symmetry.groups, moved, strict=True)
-                ],
-                "pinned_by": symmetry.pinned_by,
-                "certificate": certificate,
-            },
-        )
-        require_same(self.end.metrics(), metrics(evaluator.scores()), self.short_name, self.context.task.columns)
+        found_by = {
+            "method": str(self.method.method),
+            "objective": found.objective,
+            "objective_is": found.measure,
+            "objective_before": found.before,
+            "objective_after": found.after,
+            "start": found.start,
+            "groups": [
+                {"name": g.name, "size": g.size, "moved": m} for g, m in zip(symmetry.groups, moved, strict=True)
+            ],
+            "pinned_by": symmetry.pinned_by,
+            "certificate": certificate,
+        }
+        result = self.measured(run, evaluator, net, found_by)
+        require_same(self.end.metrics(), dict(result.metrics), self.short_name, self.context.task.columns)
+        return replace(result, networks=[*result.networks, MIDPOINT])
 
     def found(self, run: Run) -> dict[str, dict[str, Any]]:
         summary = json.loads((run.folder / "summary.json").read_text())

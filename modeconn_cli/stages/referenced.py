@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,10 +33,14 @@ _KEPT = re.compile(r"^checkpoint-(epoch|step)(\d+)\.safetensors$")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a network is computed that is kept nowhere, and who is told."""
+    """Where a network is computed that is kept nowhere, and who is told.
+
+    made: makes a request's context, of networks and data that settings describe or that are at hand.
+    """
 
     runtime: Runtime
     reporter: Reporter
+    made: Callable[[Config, Reporter], Context] = Context
 
 
 class Referenced(ABC):
@@ -169,12 +173,12 @@ class OnPath(Referenced):
 
     def state(self, machine: Machine | None = None) -> dict[str, Tensor]:
         machine = machine or Machine(Runtime(), Silent())
-        if self.config.architecture.family == OBJECT:
+        if self.config.architecture.family == OBJECT and machine.made is Context:
             raise UserError(
-                f"{self.text}: that run was made from a torch module, which no setting describes: take its points from "
-                "what mc.connect or mc.fit_curve gave."
+                f"{self.text}: that run was made from a torch module, which no setting describes: give the module and "
+                "its data, mc.load(RUN, model=, data=), or take its points from what mc.connect or mc.fit_curve gave."
             )
-        context = Context(replace(self.config, runtime=machine.runtime), machine.reporter)
+        context = machine.made(replace(self.config, runtime=machine.runtime), machine.reporter)
         context.settle_threads()
         net = context.net(0)
         states = [read_state(end.folder / CHECKPOINT) for end in self.path.ends]

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from modeconn_cli.data.dataset import Data, Split
@@ -66,6 +68,26 @@ class Batch:
     y: Tensor
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What is random about an epoch's examples: their order (n,), and the augmentation of each place in it."""
+
+    order: Tensor
+    augmentation: Any
+
+
+def draw_examples(data: Data, seed: int, epoch: int) -> Draw:
+    """Every training example once, in an order and with an augmentation of chance, on the data's device.
+
+    It is drawn on the CPU from (seed, epoch) alone, so that every device sees the same one and no epoch needs a memory.
+    """
+    n, device = len(data.train), data.train.x.device
+    entropy = np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
+    generator = torch.Generator().manual_seed(int(entropy[0] >> 1))
+    order = torch.randperm(n, generator=generator)
+    return Draw(order.to(device), data.augment.draw(n, generator).to(device))
+
+
 class Task(Protocol):
     """Data and objective. Training, evaluation, matching and reports ask it; none of them knows what a class is.
 
@@ -89,11 +111,18 @@ class Task(Protocol):
     @property
     def answers(self) -> tuple[tuple[int, ...], ...]: ...
 
+    @property
+    def note(self) -> dict[str, Any]:
+        """What a summary says of the targets, as plain values: class names, or mean and deviation of numbers."""
+
     def to(self, device: Any) -> Task:
         """The same task with its data on a device."""
 
     def smoothed(self, label_smoothing: float) -> Task:
         """The task as it is trained with so much smoothing of its labels; UserError where it has none to smooth."""
+
+    def draw(self, seed: int, epoch: int) -> Draw:
+        """The order of an epoch's training examples and their augmentation; the same for the same numbers."""
 
     def batch(self, split: Split, index: Tensor | slice, draw: Any = None) -> Batch:
         """The examples at ``index``, ready for the network, augmented by ``draw``."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeconn_cli.data.dataset import Data, Split
-from modeconn_cli.tasks.base import Batch, Column, Criterion
+from modeconn_cli.tasks.base import Batch, Column, Criterion, Draw, draw_examples
 from modeconn_cli.tasks.outputs import tensor_of
 
 COLUMNS = (
@@ -41,11 +41,18 @@ class Classify:
     def answers(self) -> tuple[tuple[int, ...], ...]:
         return ((2,), (1,), ()) if self.outputs == 2 else ((self.outputs,),)
 
+    @property
+    def note(self) -> dict[str, Any]:
+        return {} if self.data.class_names is None else {"classes": [*self.data.class_names]}
+
     def to(self, device: Any) -> Classify:
         return replace(self, data=self.data.to(device))
 
     def smoothed(self, label_smoothing: float) -> Classify:
         return replace(self, label_smoothing=label_smoothing)
+
+    def draw(self, seed: int, epoch: int) -> Draw:
+        return draw_examples(self.data, seed, epoch)
 
     def batch(self, split: Split, index: Tensor | slice, draw: Any = None) -> Batch:
         return Batch(self.data.inputs(split, index, draw), split.y[index])

@@ -22,7 +22,7 @@ from modeconn_cli.data.dataset import Data, Split
 from modeconn_cli.errors import UserError
 from modeconn_cli.failures import refused, said
 from modeconn_cli.targets import Target, working_directory_importable
-from modeconn_cli.tasks.base import Batch, Column, Criterion
+from modeconn_cli.tasks.base import Batch, Column, Criterion, Draw, draw_examples
 from modeconn_cli.tasks.outputs import tensor_of
 from modeconn_cli.tasks.targets import Scale
 
@@ -40,6 +40,7 @@ class Custom:
     verdict: Criterion
     outputs: int
     answers: tuple[tuple[int, ...], ...] = ()
+    scale: Scale | None = None  # of targets that were normalised
 
     @staticmethod
     def of(
@@ -60,10 +61,10 @@ class Custom:
         """:meth:`of` a function or an object that is at hand; ``text``: what messages call it."""
         if normalise and data.classes is not None:
             raise UserError("task.normalise=true is for targets that are numbers, and these are labels")
+        scale = Scale.measured(data.train.y) if normalise else None
         if data.classes is None:
-            scale = Scale.measured(data.train.y) if normalise else Scale.none(data.targets)
             flat = data.train.y.dim() == 1
-            data = scale.normalised(data)
+            data = (scale or Scale.none(data.targets)).normalised(data)
             data = _flat(data) if flat else data
         inner = _objective(objective, text)
         columns = tuple(c if isinstance(c, Column) else Column(str(c), str(c)) for c in inner.columns)
@@ -73,7 +74,12 @@ class Custom:
             verdict = Criterion(
                 columns[0].name, "above_mean", _constant_cost(data, inner, columns[0].name, width, text)
             )
-        return Custom(data, inner, columns, verdict, int(width))
+        return Custom(data, inner, columns, verdict, int(width), scale=scale)
+
+    @property
+    def note(self) -> dict[str, Any]:
+        names = {} if self.data.class_names is None else {"classes": [*self.data.class_names]}
+        return names if self.scale is None else {"targets": self.scale.note()}
 
     def to(self, device: Any) -> Custom:
         return replace(self, data=self.data.to(device))
@@ -82,6 +88,9 @@ class Custom:
         if label_smoothing:
             raise UserError(f"label_smoothing={label_smoothing:g} is of task=classify; smooth in task.target instead.")
         return self
+
+    def draw(self, seed: int, epoch: int) -> Draw:
+        return draw_examples(self.data, seed, epoch)
 
     def batch(self, split: Split, index: Tensor | slice, draw: Any = None) -> Batch:
         return Batch(self.data.inputs(split, index, draw), split.y[index])

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from modeconn_cli.data.dataset import Data, Split
 from modeconn_cli.errors import UserError
-from modeconn_cli.tasks.base import Batch, Column, Criterion
+from modeconn_cli.tasks.base import Batch, Column, Criterion, Draw, draw_examples
 from modeconn_cli.tasks.options import Likelihood
 from modeconn_cli.tasks.outputs import tensor_of
 from modeconn_cli.tasks.targets import Scale
@@ -84,6 +84,11 @@ class Regress:
     def answers(self) -> tuple[tuple[int, ...], ...]:
         return ((1,), ()) if self.outputs == 1 else ((self.outputs,),)
 
+    @property
+    def note(self) -> dict[str, Any]:
+        unit = next(c.unit for c in self.columns if c.name == "absolute_error")
+        return {"targets": self.scale.note(unit, self.likelihood is Likelihood.gaussian)}
+
     def to(self, device: Any) -> Regress:
         return replace(self, data=self.data.to(device), std=self.std.to(device), variance=self.variance.to(device))
 
@@ -91,6 +96,9 @@ class Regress:
         if label_smoothing:
             raise UserError(f"label_smoothing={label_smoothing:g} is for classes; numbers have no labels to smooth.")
         return self
+
+    def draw(self, seed: int, epoch: int) -> Draw:
+        return draw_examples(self.data, seed, epoch)
 
     def batch(self, split: Split, index: Tensor | slice, draw: Any = None) -> Batch:
         return Batch(self.data.inputs(split, index, draw), split.y[index])

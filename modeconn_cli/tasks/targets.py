@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,13 @@ class Scale:
     def none(targets: int) -> Scale:
         """Of targets that stay as they are."""
         return Scale(torch.zeros(targets, dtype=torch.float64), torch.ones(targets, dtype=torch.float64))
+
+    def note(self, unit: str = "", log_variances: bool = False) -> dict[str, Any]:
+        """What turns a network's answers z into the data's unit, mean + std * z, as plain values.
+
+        log_variances: whether T log-variances of z follow the T means of z, in the data's unit s + 2 log std.
+        """
+        return {"mean": self.mean.tolist(), "std": self.std.tolist(), "unit": unit, "log_variances": log_variances}
 
     def normalised(self, data: Data) -> Data:
         """The data with z (N, T) float32 in place of y, in every split; computed in float64."""

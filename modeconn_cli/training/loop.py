@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.families.base import Array, Family, overrides
 from modeconn_cli.families.options import Sampling
@@ -51,16 +50,12 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return max(whole + (rest > 1), 1)
 
 
-def draw_epoch(data: Data, family: Family, seed: int, epoch: int, steps: int, sampling: Sampling) -> Epoch:
-    """Draw an epoch on the CPU, so that every device sees the same one."""
-    n = len(data.train)
-    entropy = np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
-    generator = torch.Generator().manual_seed(int(entropy[0] >> 1))
-    rng = np.random.default_rng(entropy[1])
+def draw_epoch(task: Task, family: Family, seed: int, epoch: int, steps: int, sampling: Sampling) -> Epoch:
+    """Draw an epoch: its examples as the task does, coefficients as the family does."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)[1])
     coefficients = family.draw(rng, steps) if sampling is Sampling.stratified else family.draw(rng, steps, False)
-    order = torch.randperm(n, generator=generator)
-    augmentation = data.augment.draw(n, generator).to(data.train.x.device)
-    return Epoch(order.to(data.train.x.device), coefficients, augmentation)
+    drawn = task.draw(seed, epoch)
+    return Epoch(drawn.order, coefficients, drawn.augmentation)
 
 
 @dataclass
@@ -181,7 +176,7 @@ class Trainer:
     def begin_epoch(self, epoch: int, place: int = 0) -> None:
         """Draw an epoch and bring it to the device, into the tensors where the last one was, at one of its steps."""
         steps = self.steps_per_epoch
-        drawn = draw_epoch(self.task.data, self.family, self.seed, epoch, steps, self.sampling)
+        drawn = draw_epoch(self.task, self.family, self.seed, epoch, steps, self.sampling)
         rates = [learning_rate(self.recipe, epoch * steps + i, steps) for i in range(steps)]
         on_device = OnDevice(
             drawn.order,

@@ -118,7 +118,7 @@ def test_fit_curve_runs_every_stage_in_order(lab: tuple[Path, Answer]) -> None:
 def test_every_directory_says_where_it_comes_from(lab: tuple[Path, Answer]) -> None:
     wanted = {
         "train-endpoints": {"checkpoint.safetensors", "metrics.csv", "summary.json"},
-        "fit-curve": {"checkpoint.safetensors", "metrics.csv"},
+        "fit-curve": {"checkpoint.safetensors", "metrics.csv", "summary.json"},
         "interpolate": {"path.csv", "summary.json", "scores.safetensors"},
         "evaluate": {"path.csv", "summary.json", "scores.safetensors"},
         "plot": {"plot.png", "plot.svg", "summary.json"},

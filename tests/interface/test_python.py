@@ -500,6 +500,27 @@ def test_a_path_that_is_kept_is_answered_from_its_directory(
     assert "a call from Python" in (kept / "report.html").read_text()
 
 
+def test_points_of_a_kept_path_are_had_with_the_module_and_the_data(
+    nets: tuple[nn.Module, nn.Module], splits: Any, kept: Path
+) -> None:
+    first = mc.fit_curve(*nets, splits, output_dir=kept, **SMALL)
+    (folder,) = {p.parent for p in kept.glob("evaluate/*/v1/path.csv")}
+    again = mc.load(folder, model=make_net(7), data=splits)
+    x = splits[1][0]
+    for t in (0.0, 0.3, 1.0):
+        wanted, found = first.state_dict(t), again.state_dict(t)
+        assert {*wanted} == {*found}
+        assert all(torch.equal(v, found[k]) for k, v in wanted.items())
+        assert torch.equal(again.at(t)(x), first.at(t)(x))
+    for other, said in [
+        ({"model": make_net(0), "data": (splits[1], splits[0])}, "not the data"),
+        ({"model": nn.Linear(4, 3), "data": splits}, "of this architecture"),
+        ({"model": make_net(0)}, "give data with the model"),
+    ]:
+        with pytest.raises(mc.UserError, match=said):
+            mc.load(folder, **other)
+
+
 def _axes() -> Any:
     from matplotlib.figure import Figure
 

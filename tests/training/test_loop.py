@@ -25,7 +25,8 @@ from modeconn_cli.families.options import Sampling
 from modeconn_cli.families.point import Point
 from modeconn_cli.tasks.base import Batch, Column, Criterion
 from modeconn_cli.tasks.classify import Classify
-from modeconn_cli.training.loop import Trainer, draw_epoch, steps_per_epoch
+from modeconn_cli.training import loop
+from modeconn_cli.training.loop import Trainer, steps_per_epoch
 from modeconn_cli.training.recipe import Every, Optimizer, Schedule, Training
 from modeconn_cli.training.schedules import learning_rate
 from modeconn_cli.weights import FlatModule
@@ -49,6 +50,11 @@ def descend(trainer, batch, c):
     trainer.net.module.train()
     c = torch.as_tensor(np.asarray(c), dtype=trainer.W_kp.dtype)
     return trainer.descend(batch, c, torch.tensor(trainer.recipe.lr, dtype=torch.float64))
+
+
+def draw_epoch(data, *asked):
+    """What training to classify draws."""
+    return loop.draw_epoch(Classify(data), *asked)
 
 
 def mlp(dtype=torch.float64, seed=0):
