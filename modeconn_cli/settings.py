@@ -212,10 +212,17 @@ class Config:
 
 
 def nodes_of(group: str) -> dict[str, type]:
-    """Hydra nodes of a group with choices: a class of one name is called by it, a class of several by the group."""
+    """Hydra nodes of a group with choices: a class of one name is called by it, a class of several by the group.
+
+    A class that adds no option to one that it derives from has that one's node.
+    """
     names: dict[type, list[str]] = {}
+    registered = {*choices(group).values()}
     for name, cls in choices(group).items():
-        names.setdefault(cls, []).append(name)
+        like = [
+            c for c in cls.__mro__ if c in registered and len(dataclasses.fields(c)) == len(dataclasses.fields(cls))
+        ]
+        names.setdefault(like[-1], []).append(name)
     own = {f"_{several[0] if len(several) == 1 else group}": cls for cls, several in names.items()}
     return {f"_{group}": _options_of_all(group, tuple(names)), **own} if group in SHARED else own
 

@@ -21,7 +21,8 @@ from modeconn_cli.data.arrays import Targets
 from modeconn_cli.data.augment import Augment, AugmentDraw
 from modeconn_cli.data.formats import Raw
 from modeconn_cli.data.options import Dataset, Examples, SplitBy
-from modeconn_cli.data.sources import checksum, how_to_get, random_state, read, search
+from modeconn_cli.data.sources import checksum, how_to_get, read, search
+from modeconn_cli.data.spirals import random_state
 from modeconn_cli.errors import UserError
 
 __all__ = ["Augment", "AugmentDraw", "Data", "Split", "checksum", "how_to_get", "load", "search"]

@@ -1,30 +1,18 @@
-"""What a data set can be told; data/sources.py reads it."""
+"""What a data set can be told, and what reads it, which is imported when it is read.
+
+A source is a class of options registered by ``@choice("dataset", name)``, with ``reader()`` or with ``arrays()`` alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modeconn_cli.settings import LARGEST_SEED, Name, choice, option
 
-
-class Source(Name):
-    """Sources whose files are embedded, looked for or generated."""
-
-    digits = "digits"
-    two_spirals = "two_spirals"
-    fashion_mnist = "fashion_mnist"
-    mnist = "mnist"
-    kmnist = "kmnist"
-    cifar10 = "cifar10"
-    cifar100 = "cifar100"
-    svhn = "svhn"
-    arrays = "arrays"
-    custom = "custom"
-    yacht = "yacht"
-    energy = "energy"
-    concrete = "concrete"
-    airfoil = "airfoil"
+if TYPE_CHECKING:
+    from modeconn_cli.data.reader import Reader
 
 
 class SplitBy(Name):
@@ -91,14 +79,71 @@ class DatasetBase:
     )
     download: bool = option(False, "Let torchvision download missing files.", identity=False)
 
+    def reader(self) -> Reader[Any]:
+        """What reads it."""
+        from modeconn_cli.data.reader import Made
 
-@choice(
-    "dataset", "digits", "fashion_mnist", "mnist", "kmnist", "cifar10", "cifar100", "svhn",
-    "yacht", "energy", "concrete", "airfoil",
-)  # fmt: skip
+        return Made(self)
+
+    def arrays(self) -> Mapping[str, Any]:
+        """x_train (N, ...), y_train (N, ...) and, unless test_size draws one, x_test and y_test."""
+        raise NotImplementedError
+
+
+@choice("dataset", "digits")
 @dataclass
 class Dataset(DatasetBase):
-    """A data set that is embedded or looked for: images with labels, or UCI's tables of numbers."""
+    """The digits that come with this package; what other sources are told besides, they add."""
+
+    def reader(self) -> Reader[Any]:
+        from modeconn_cli.data.digits import Digits
+
+        return Digits(self)
+
+
+@choice("dataset", "fashion_mnist", "mnist", "kmnist")
+@dataclass
+class IDX(Dataset):
+    def reader(self) -> Reader[Any]:
+        from modeconn_cli.data.images import idx
+
+        return idx(self)
+
+
+@choice("dataset", "cifar10")
+@dataclass
+class CIFAR10(Dataset):
+    def reader(self) -> Reader[Any]:
+        from modeconn_cli.data.images import cifar10
+
+        return cifar10(self)
+
+
+@choice("dataset", "cifar100")
+@dataclass
+class CIFAR100(Dataset):
+    def reader(self) -> Reader[Any]:
+        from modeconn_cli.data.images import cifar100
+
+        return cifar100(self)
+
+
+@choice("dataset", "svhn")
+@dataclass
+class SVHN(Dataset):
+    def reader(self) -> Reader[Any]:
+        from modeconn_cli.data.images import svhn
+
+        return svhn(self)
+
+
+@choice("dataset", "yacht", "energy", "concrete", "airfoil")
+@dataclass
+class Table(Dataset):
+    def reader(self) -> Reader[Any]:
+        from modeconn_cli.data.tables import table
+
+        return table(self)
 
 
 @choice("dataset", "two_spirals")
@@ -108,6 +153,11 @@ class TwoSpirals(Dataset):
     turns: float = option(1.75, "Turns of each arm.", gt=0)
     noise: float = option(0.04, "Standard deviation of the noise, in units of the outer radius.", ge=0)
 
+    def reader(self) -> Reader[Any]:
+        from modeconn_cli.data.spirals import Spirals
+
+        return Spirals(self)
+
 
 @choice("dataset", "arrays")
 @dataclass
@@ -115,6 +165,11 @@ class Arrays(Dataset):
     path: str = option("", "A .npz or .safetensors file with x_train, y_train, x_test, y_test.", identity=False)
     channels: Channels = option(Channels.auto, "Where images keep their channels: first (NCHW), last (NHWC) or auto.")
     inputs: Inputs = option(Inputs.auto, INPUTS)
+
+    def reader(self) -> Reader[Any]:
+        from modeconn_cli.data.given import FromFile
+
+        return FromFile(self)
 
 
 @choice("dataset", "custom")
@@ -128,3 +183,8 @@ class CustomData(Dataset):
     kwargs: dict[str, Any] = option({}, "Arguments of that call.")
     channels: Channels = option(Channels.auto, "Where images keep their channels: first (NCHW), last (NHWC) or auto.")
     inputs: Inputs = option(Inputs.auto, INPUTS)
+
+    def reader(self) -> Reader[Any]:
+        from modeconn_cli.data.given import FromFunction
+
+        return FromFunction(self)

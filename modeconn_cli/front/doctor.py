@@ -28,7 +28,7 @@ def examine(data_dir: str | None) -> dict[str, Any]:
     import torch
 
     from modeconn_cli.data import dataset as data
-    from modeconn_cli.data.options import Source
+    from modeconn_cli.settings import choices
 
     versions = {"modeconn": __version__, "python": platform.python_version()}
     for package in PACKAGES:
@@ -40,8 +40,8 @@ def examine(data_dir: str | None) -> dict[str, Any]:
     devices += ["mps"] if torch.backends.mps.is_available() else []
     devices += [f"cpu: {torch.get_num_threads()} threads"]
     sets = []
-    for source in Source:
-        if source is Source.arrays:
+    for source, options in choices("dataset").items():
+        if options().reader().given:
             continue
         places = data.search(source, data_dir)
         found = [str(place) for place, there in places if there]

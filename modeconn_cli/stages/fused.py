@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from modeconn_cli.evaluation.evaluator import metrics, require_same
+from modeconn_cli.evaluation.evaluator import require_same
 from modeconn_cli.evaluation.options import Interpolation
+from modeconn_cli.results import Result
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.stages.endpoints import Endpoint
 from modeconn_cli.symmetry.fusing import certify_fusion, fused
@@ -40,7 +41,7 @@ class FusedEndpoint(Endpoint):
     def fields(self) -> dict[str, object]:
         return self.context.task_fields()
 
-    def compute(self, run: Run) -> None:
+    def compute(self, run: Run) -> Result:
         torch.manual_seed(0)
         module: nn.Module = self.whole.context.module().eval()
         module.load_state_dict(self.whole.state())
@@ -51,8 +52,9 @@ class FusedEndpoint(Endpoint):
             net.module.load_state_dict(fused(module, fusion).state_dict())
         evaluator = self.context.evaluator(net, Interpolation())
         note = {"folded": [list(pair) for pair in fusion.pairs], "left": fusion.left, "certificate": certificate}
-        self.write(run, evaluator, net, note)
-        require_same(self.whole.metrics(), metrics(evaluator.scores()), self.short_name, self.context.task.columns)
+        result = self.measured(run, evaluator, net, note)
+        require_same(self.whole.metrics(), dict(result.metrics), self.short_name, self.context.task.columns)
+        return result
 
 
 def fused_endpoints(context: Context, found: list[Endpoint]) -> list[Endpoint]:

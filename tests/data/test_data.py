@@ -13,7 +13,8 @@ import sys
 import tarfile
 import types
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from scipy.io import savemat
 
-from modeconn_cli.data import sources
+from modeconn_cli import settings
+from modeconn_cli.data import digits
+from modeconn_cli.data import images as published
 from modeconn_cli.data.arrays import raw_of
 from modeconn_cli.data.dataset import Augment, Data, checksum, how_to_get, load, prepare, search
 from modeconn_cli.data.formats import Raw
-from modeconn_cli.data.options import Arrays, Channels, CustomData, Dataset, Source, SplitBy, TwoSpirals
+from modeconn_cli.data.options import Arrays, Channels, CustomData, Dataset, DatasetBase, SplitBy, TwoSpirals
 from modeconn_cli.errors import UserError
+from modeconn_cli.settings import choices
 
+Source = StrEnum("Source", {name: name for name in choices("dataset")})  # type: ignore[misc]
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -49,7 +54,7 @@ light = hypothesis_settings(max_examples=40, deadline=None, suppress_health_chec
 def _only_the_files_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MODECONN_DATA", raising=False)
-    monkeypatch.setattr(sources, "SYSTEM_FOLDERS", {})
+    monkeypatch.setattr(published, "SYSTEM_FOLDERS", {})
 
 
 def images(n: int, shape: tuple[int, ...], classes: int = 10, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -140,11 +145,34 @@ def small(n: int = 6, shape: tuple[int, ...] = (3,)) -> dict[str, np.ndarray]:
 # ------------------------------------------------------------------------------------------------- sources
 
 
+def test_a_source_from_outside_is_a_class_with_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(settings.CHOICES, "dataset", {**choices("dataset")})
+
+    @settings.choice("dataset", "rings")
+    @dataclass
+    class Rings(DatasetBase):
+        examples: int = settings.option(20, "Points.", ge=2)
+
+        def arrays(self) -> dict[str, Any]:
+            angle = np.linspace(0, 6, self.examples)
+            y = np.arange(self.examples) % 2
+            x = (1 + y)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+            return {"x_train": x.astype(np.float32), "y_train": y}
+
+    data = load(Rings(test_size=5))
+    assert (len(data.train), len(data.test), data.classes, data.shape) == (15, 5, 2, (2,))
+    assert data.checksum == checksum(Rings(train_size=3)) != checksum(Rings(examples=21))
+    assert "its own options" in error_of(lambda: load(Dataset(source="rings")))
+    named = settings.named_choice(Dataset(source="mnist", flip=True), "dataset")
+    assert (type(named).__name__, named.source, named.flip) == ("IDX", "mnist", True)
+    assert {"_dataset", "_two_spirals", "_arrays", "_custom", "_rings"} == {*settings.nodes_of("dataset")}
+
+
 def test_digits_are_those_of_scikit_learn() -> None:
     from sklearn.datasets import load_digits
 
     bundled = load_digits()
-    raw = sources.digits()
+    raw = digits.digits()
     np.testing.assert_array_equal(raw.x[:, 0].numpy(), bundled.images * 15)
     np.testing.assert_array_equal(raw.y.numpy(), bundled.target)
     data = load(dataset(Source.digits, test_size=360))
@@ -258,7 +286,7 @@ def test_the_real_fashion_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path("/usr/share/datasets/fashion-mnist")
     if not (folder / "train-images-idx3-ubyte.gz").is_file():
         pytest.skip("Debian's package dataset-fashion-mnist is not installed")
-    monkeypatch.setattr(sources, "SYSTEM_FOLDERS", {Source.fashion_mnist: folder})
+    monkeypatch.setattr(published, "SYSTEM_FOLDERS", {"fashion_mnist": folder})
     data = load(dataset(Source.fashion_mnist))
     assert (len(data.train), len(data.test), data.shape) == (60000, 10000, (1, 28, 28))
     assert torch.bincount(data.train.y).tolist() == [6000] * 10

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from modeconn_cli.data.arrays import raw_of
 from modeconn_cli.data.convert import from_torch
 from modeconn_cli.data.dataset import load
-from modeconn_cli.data.options import Arrays, CustomData, Inputs, Source
+from modeconn_cli.data.options import Arrays, CustomData, Inputs
 from modeconn_cli.data.options import Dataset as Options
 from modeconn_cli.data.sources import checksum, how_to_get
 from modeconn_cli.errors import UserError
@@ -148,7 +148,7 @@ def test_a_missing_table_says_where_to_put_it(tmp_path: Path) -> None:
     options.download = True
     with pytest.raises(UserError, match="there is no download of it"):
         load(options)
-    assert "dataset.target" in how_to_get(Source.custom)
+    assert "dataset.target" in how_to_get("custom")
 
 
 # --------------------------------------------------------------------------------------------- from code
