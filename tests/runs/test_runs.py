@@ -16,7 +16,7 @@ import torch
 from cli_helpers import SPIRALS, folders, leftovers, no_pictures, ok, processes, statuses, tree
 
 from modeconn_cli import settings
-from modeconn_cli.data.options import Source, SplitBy, TwoSpirals
+from modeconn_cli.data.options import SplitBy, TwoSpirals
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation.options import PathOf
 from modeconn_cli.models.options import MLP
@@ -41,7 +41,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def config(**groups: Any) -> Config:
     """A small problem; keyword arguments change fields of groups."""
     made = Config(
-        dataset=TwoSpirals(name="two_spirals", source=Source.two_spirals, examples=60),
+        dataset=TwoSpirals(name="two_spirals", source="two_spirals", examples=60),
         architecture=MLP(width=4),
     )
     if "seed" in groups:
