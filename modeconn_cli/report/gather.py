@@ -81,6 +81,8 @@ def run_settings(run: Found) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
     groups, aside = run.groups, not_settings()
     flat = {k: v for k, v in flatten(content).items() if k.split(".")[0] in groups and k not in aside}
+    if flat.get("task.kind") in ("auto", "classify"):  # for those the data say what is learnt
+        flat = {k: v for k, v in flat.items() if not k.startswith("task.")}
     method = choices("rebasin").get(flat.get("rebasin.method", "none"))
     used = {f.name for f in fields(method)} if method else None  # what is not installed here used all that it has
     return {k: v for k, v in flat.items() if used is None or not k.startswith("rebasin.") or k[8:] in used}

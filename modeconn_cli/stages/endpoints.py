@@ -47,7 +47,7 @@ class Endpoint(Stage):
 
     name = "train-endpoints"
     makes = "endpoint"
-    groups: ClassVar[tuple[str, ...]] = ("dataset", "architecture", "endpoints")
+    groups: ClassVar[tuple[str, ...]] = ("dataset", "architecture", "task", "endpoints")
     short_name: str  # for headings
     suffix = ""  # of a pair's label that ends in this endpoint
     aligned_by: str | None = None  # the method that permuted it, if any

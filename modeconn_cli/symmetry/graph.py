@@ -220,6 +220,12 @@ class _Walk:
         for name in sorted(linear):  # where no non-linearity is, as inside attention and along a residual stream
             if any(leaf in groups and leaf not in reached for axis in computed[name] for leaf in leaves(axis)):
                 found[name] = computed[name]
+        reached |= {leaf for axes in found.values() for axis in axes for leaf in leaves(axis)}
+        for name, axes in computed.items():  # and where neither is, as at an embedding, the first value that has it
+            there = {leaf for axis in axes if not unplaced([axis]) for leaf in leaves(axis) if leaf in groups}
+            if there - reached:
+                found[name] = axes
+                reached |= there
         return found
 
     def _pinned_by(self) -> dict[str, list[str]]:

@@ -262,6 +262,40 @@ def test_endpoints_from_runs_are_the_networks_that_are_meant(lab: Lab, here: Pat
     assert {s for _, s in statuses(again)} == {"cached"}
 
 
+def test_connect_takes_references(lab: Lab, here: Path) -> None:
+    first, curve = lab.ends[0].parent.name, lab.digest("evaluate")
+    words = [w for w in SETTINGS if not w.startswith(("dataset=", "architecture"))]
+    asked = ["connect", first, f"{curve}@t=0.5", "--model", "nets.py:Net", "--data", "two_spirals", "--no-curve"]
+    answer = ok(*asked, *words, "--json", "-q").json
+    assert [e["from"] for e in answer["endpoints"][:2]] == ["seed 0", "bezier at t=0.5"]
+    assert "seed 0 and bezier at t=0.5" in answer["verdict"]["sentence"]
+    measured = pd.read_csv(lab.stages["evaluate"] / "path.csv").set_index("t")["test_error"]
+    assert [e["test_error"] for e in answer["endpoints"][:2]] == pytest.approx([measured[0.0], measured[0.5]])
+
+
+def test_run_joins_references_in_pairs(lab: Lab, here: Path) -> None:
+    names = [lab.ends[0].parent.name, lab.ends[1].parent.name, f"{lab.ends[0].parent.name}@epoch=1"]
+    words = ["run", *SETTINGS, f"endpoints.from=[{','.join(names)}]", "pipeline.paths=[segment]", "pipeline.pairs=all"]
+    answer = ok(*words, "--json", "-q").json
+    called = ["seed 0", "seed 1", "seed 0 at epoch 1"]
+    joined = {v["endpoints"] for v in answer["verdicts"]}
+    assert joined == {f"{called[i]} and {called[k]}" for i, k in ((0, 1), (0, 2), (1, 2))}
+    said = refused("run", *SETTINGS, f"endpoints.from=[{','.join(names)}]", "pipeline.paths=[segment]", "-q")
+    assert "3" in said
+
+
+def test_a_sweep_goes_over_references(lab: Lab, here: Path) -> None:
+    first, second, curve = *(e.parent.name for e in lab.ends), lab.digest("fit-curve")
+    pairs = [f"[{first},{second}]", f"[{first},{curve}@t=0.5]", f"[{first}@epoch=1,{curve}#2]"]
+    answer = ok("interpolate", *SETTINGS, "-m", f"endpoints.from={','.join(pairs)}", "--json", "-q").json
+    joined = [job["verdicts"][0]["endpoints"] for job in answer["jobs"]]
+    assert joined == [
+        "seed 0 and seed 1",
+        "seed 0 and bezier at t=0.5",
+        "seed 0 at epoch 1 and bezier control point 2",
+    ]
+
+
 def test_a_reference_to_an_endpoint_is_identified_by_what_it_holds(lab: Lab, here: Path) -> None:
     """By a run, by the file in it, by a copy of the file elsewhere, by the end of a path: one endpoint."""
     first, second = (e.parent.name for e in lab.ends)
