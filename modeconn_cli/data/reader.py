@@ -72,7 +72,7 @@ class Made(Reader["DatasetBase"]):
 
     def read(self, targets: Targets) -> tuple[Raw, str]:
         found = self._arrays()
-        return raw_of(found, self.source, targets=targets), content_digest(found)
+        return raw_of(found, self.source, targets=targets, classes=self.options.classes), content_digest(found)
 
     def checksum(self) -> str:
         return content_digest(self._arrays())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -185,7 +186,7 @@ def _live(run: FinishedRun, model: nn.Module, data: Any, task: Any) -> Live:
     if isinstance(data, str):
         config = replace(config, dataset=configured((), {}, [f"dataset={data}"]).dataset)
     end = endpoints_behind(run._found)[0].folder / CHECKPOINT
-    matching_state(model, read_state(end), str(end))
+    matching_state(copy.deepcopy(model), read_state(end), str(end), own=True)
     with at_work(progress=False) as listener:
         live = live_of((model, model), None, data, task, config, listener.notes)
     recorded = run._found.read("provenance.json").get("dataset_sha256")

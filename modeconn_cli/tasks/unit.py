@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.states import matching_state
 from modeconn_cli.tasks.outputs import tensor_of
 
 TOLERANCE = 1e-6  # relative to the largest answer, in float64
@@ -61,6 +62,6 @@ def in_unit(module: nn.Module, state: Mapping[str, Tensor], note: Mapping[str, A
 def _answers(module: nn.Module, state: Mapping[str, Tensor], x: Tensor, outputs: int) -> Tensor:
     """(N, outputs) in float64."""
     made = copy.deepcopy(module).cpu()
-    made.load_state_dict(dict(state))
+    matching_state(made, state, "the network", own=True)
     answer = tensor_of(made.double().eval()(x.double() if x.is_floating_point() else x))
     return answer.double().reshape(len(x), outputs)
