@@ -80,7 +80,7 @@ class Found:
         recorded = self.read("provenance.json")
         if isinstance(recorded.get("groups"), list):
             return [*map(str, recorded["groups"])]
-        own = {"endpoint": ["dataset", "architecture", "endpoints"], "curve": ["seed", "rebasin", "curve"]}
+        own = {"endpoint": ["dataset", "architecture", "task", "endpoints"], "curve": ["seed", "rebasin", "curve"]}
         own |= {"path": ["rebasin", "interpolation"], "aligned": ["rebasin"], "merged": ["rebasin"]}
         return [*dict.fromkeys([g for u in upstream_of(self) for g in u.groups] + own.get(self.kind, []))]
 

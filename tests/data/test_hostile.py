@@ -22,10 +22,10 @@ from scipy.io import savemat
 from modeconn_cli import unpacking
 from modeconn_cli.data import arrays
 from modeconn_cli.data.convert import array_of
+from modeconn_cli.data.files import Layout, _archived
 from modeconn_cli.data.formats import IDX_FILES, Content, gunzip, idx, read_idx, read_table, unpickle
 from modeconn_cli.data.matlab import read_matlab
 from modeconn_cli.data.options import Arrays
-from modeconn_cli.data.sources import Layout, _archived
 from modeconn_cli.errors import UserError
 
 

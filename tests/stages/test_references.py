@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from modeconn_cli.networks import CHECKPOINT, open_networks
+from modeconn_cli.runs.directory import Run
 from modeconn_cli.runs.find import Found, endpoints_behind
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.reporting import Silent
@@ -421,5 +422,6 @@ def test_changed_data_are_not_taken_for_those_of_the_run(lab: Lab, here: Path) -
     file = folder / "provenance.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "dataset_sha256": "0" * len(content["dataset_sha256"])}, indent=2) + "\n")
+    Run(folder, "cached", "").finish()  # whole, as it is now
     assert call("runs", "show", str(folder)).code == 0
     assert "data set is not what it was" in refused("export", f"{folder}@t=0.5", "-o", "net.pt")
