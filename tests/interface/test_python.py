@@ -514,7 +514,7 @@ def test_points_of_a_kept_path_are_had_with_the_module_and_the_data(
         assert torch.equal(again.at(t)(x), first.at(t)(x))
     for other, said in [
         ({"model": make_net(0), "data": (splits[1], splits[0])}, "not the data"),
-        ({"model": nn.Linear(4, 3), "data": splits}, "of this architecture"),
+        ({"model": nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3)), "data": splits}, "0.weight has shape"),
         ({"model": make_net(0)}, "give data with the model"),
     ]:
         with pytest.raises(mc.UserError, match=said):
