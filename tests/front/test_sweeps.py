@@ -40,7 +40,7 @@ def test_a_parallel_sweep_writes_what_a_sequential_one_writes_byte_for_byte(tmp_
         for d in "ab"
     )
     assert a == b
-    assert len(a) == 4 * (2 * 3 + 2 * 3 + 2)
+    assert len(a) == 4 * (2 * 3 + 2 * 3 + 3)
     assert [j["barriers"] for j in parallel["jobs"]] == [j["barriers"] for j in inturn["jobs"]]
     assert not (tmp_path / "a" / "sweeps").exists()
 
