@@ -31,6 +31,7 @@ def _refused(message: str) -> UserError:
 
 
 def find(dataset: Arrays) -> Path:
+    """The file of arrays; UserError where none is named or it is not there."""
     if not dataset.path:
         raise _refused(f"dataset.path is empty: give a .npz or .safetensors file with {', '.join(KEYS)}")
     path = Path(dataset.path).expanduser()

@@ -17,6 +17,8 @@ DIGITS = Path(__file__).with_name("digits.npz")
 
 
 class Digits(Reader[Dataset]):
+    """Reads :func:`digits`."""
+
     def read(self, targets: Targets) -> tuple[Raw, str]:
         return digits(), self.checksum()
 

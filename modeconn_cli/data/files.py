@@ -35,6 +35,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Located:
+    """The files of a layout, found: by name in a folder, or all in an archive."""
+
     layout: Layout
     place: Path  # the folder or archive
     paths: Mapping[str, Path]  # empty for an archive

@@ -39,6 +39,7 @@ Contents = Mapping[str, Content]
 
 
 def damaged(origin: object, what: str) -> UserError:
+    """The error for a file that is not what it should be; ``what``: what is wrong with it."""
     return UserError(f"{origin}: {' '.join(what.split())}; delete it and fetch it again")
 
 
@@ -127,6 +128,8 @@ IDX_FILES = (
 
 
 def read_idx(contents: Contents, classes: int) -> Raw:
+    """MNIST's four files: images (N, 1, H, W) bytes, labels below ``classes``."""
+
     def pair(images: str, names: str) -> tuple[Tensor, Tensor]:
         x = idx(contents[images], 3)
         y = labels(idx(contents[names], 1), len(x), classes, contents[names].origin)

@@ -10,6 +10,8 @@ from modeconn_cli.data.reader import Reader, file_digest, unless_changed
 
 
 class FromFile(Reader[Arrays]):
+    """Reads a .npz or .safetensors file of arrays."""
+
     given = True
 
     def read(self, targets: Targets) -> tuple[Raw, str]:
@@ -24,6 +26,8 @@ class FromFile(Reader[Arrays]):
 
 
 class FromFunction(Reader[CustomData]):
+    """Reads what a function returns."""
+
     given = True
 
     def read(self, targets: Targets) -> tuple[Raw, str]:

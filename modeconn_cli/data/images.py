@@ -37,14 +37,17 @@ def idx(options: Dataset) -> Files:
 
 
 def cifar10(options: Dataset) -> Files:
+    """CIFAR-10, five training batches and a test batch."""
     names = tuple(f"data_batch_{i}" for i in range(1, 6))
     return Files(options, Kind(_cifar_layouts(10, names, "test_batch", "labels"), "CIFAR10/raw", "CIFAR10"))
 
 
 def cifar100(options: Dataset) -> Files:
+    """CIFAR-100, by its fine labels."""
     return Files(options, Kind(_cifar_layouts(100, ("train",), "test", "fine_labels"), "CIFAR100/raw", "CIFAR100"))
 
 
 def svhn(options: Dataset) -> Files:
+    """SVHN's cropped digits; label 10 is 0."""
     layout = Layout(("train_32x32.mat", "test_32x32.mat"), partial(read_svhn, classes=10))
     return Files(options, Kind((layout,), "SVHN/raw", "SVHN", ("train", "test")))

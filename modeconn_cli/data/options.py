@@ -45,6 +45,8 @@ INPUTS = (
 
 @dataclass
 class DatasetBase:
+    """What every data set can be told: which examples are used, and how they reach the network."""
+
     name: str = option("digits", "Label used in directory names.", identity=False)
     source: str = option("digits", "Which reader finds and reads the files.", names="dataset")
     test_size: int = option(0, "Examples drawn (by split_seed) as the test split, for sources that ship none.", ge=0)
@@ -104,6 +106,8 @@ class Dataset(DatasetBase):
 @choice("dataset", "fashion_mnist", "mnist", "kmnist")
 @dataclass
 class IDX(Dataset):
+    """MNIST (LeCun et al. 1998), Fashion-MNIST (Xiao et al. 2017) or KMNIST (Clanuwat et al. 2018): ten classes."""
+
     def reader(self) -> Reader[Any]:
         from modeconn_cli.data.images import idx
 
@@ -113,6 +117,8 @@ class IDX(Dataset):
 @choice("dataset", "cifar10")
 @dataclass
 class CIFAR10(Dataset):
+    """32 x 32 colour images of ten classes (Krizhevsky 2009)."""
+
     def reader(self) -> Reader[Any]:
         from modeconn_cli.data.images import cifar10
 
@@ -122,6 +128,8 @@ class CIFAR10(Dataset):
 @choice("dataset", "cifar100")
 @dataclass
 class CIFAR100(Dataset):
+    """32 x 32 colour images of a hundred classes (Krizhevsky 2009)."""
+
     def reader(self) -> Reader[Any]:
         from modeconn_cli.data.images import cifar100
 
@@ -131,6 +139,8 @@ class CIFAR100(Dataset):
 @choice("dataset", "svhn")
 @dataclass
 class SVHN(Dataset):
+    """32 x 32 house numbers, ten classes (Netzer et al. 2011)."""
+
     def reader(self) -> Reader[Any]:
         from modeconn_cli.data.images import svhn
 
@@ -140,6 +150,8 @@ class SVHN(Dataset):
 @choice("dataset", "yacht", "energy", "concrete", "airfoil")
 @dataclass
 class Table(Dataset):
+    """A table of UCI's: real inputs, and one number to learn."""
+
     def reader(self) -> Reader[Any]:
         from modeconn_cli.data.tables import table
 
@@ -149,6 +161,8 @@ class Table(Dataset):
 @choice("dataset", "two_spirals")
 @dataclass
 class TwoSpirals(Dataset):
+    """Points of the plane on two interleaved arms, generated; two classes."""
+
     examples: int = option(2000, "Training points, both spirals together; as many again are the test split.", ge=4)
     turns: float = option(1.75, "Turns of each arm.", gt=0)
     noise: float = option(0.04, "Standard deviation of the noise, in units of the outer radius.", ge=0)
@@ -162,6 +176,8 @@ class TwoSpirals(Dataset):
 @choice("dataset", "arrays")
 @dataclass
 class Arrays(Dataset):
+    """Arrays of the user's own, in a file."""
+
     path: str = option("", "A .npz or .safetensors file with x_train, y_train, x_test, y_test.", identity=False)
     channels: Channels = option(Channels.auto, "Where images keep their channels: first (NCHW), last (NHWC) or auto.")
     inputs: Inputs = option(Inputs.auto, INPUTS)
@@ -175,6 +191,8 @@ class Arrays(Dataset):
 @choice("dataset", "custom")
 @dataclass
 class CustomData(Dataset):
+    """What a function of the user's own returns."""
+
     target: str = option(
         "",
         "my_package.my_module:load or path/to/file.py:load, called for x_train, y_train, x_test, y_test by name, or "

@@ -15,6 +15,8 @@ from modeconn_cli.data.reader import Reader
 
 
 class Spirals(Reader[TwoSpirals]):
+    """Makes :func:`two_spirals`."""
+
     def read(self, targets: Targets) -> tuple[Raw, str]:
         return two_spirals(self.options), self.checksum()
 

@@ -40,6 +40,10 @@ def barriers(t: Array, L: Array, surface: bool = False) -> dict[str, Array]:
     Of a ``surface``, t are the points' shares of the second end, in any order but for the ends, which are first and
     last; it has no midpoint. ``midpoint`` is interpolated linearly where 1/2 is not among t. The maxima include the
     ends, so above_line and above_max are never negative, and above_mean never less than half the ends' difference.
+
+    >>> found = barriers(np.array([0.0, 0.5, 1.0]), np.array([1.0, 4.0, 2.0]))
+    >>> {name: float(value) for name, value in found.items()}
+    {'above_line': 2.5, 'above_mean': 2.5, 'above_max': 2.0, 'midpoint': 2.5}
     """
     mean = (L[..., 0] + L[..., -1]) / 2
     found = {

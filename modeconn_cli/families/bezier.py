@@ -38,6 +38,8 @@ class Bezier(Family):
 @choice("curve", "bezier")
 @dataclass
 class BezierCurve(Bends):
+    """Options of :class:`Bezier`, of degree bends + 1."""
+
     def family(self) -> Bezier:
         return Bezier(self.bends + 1)
 

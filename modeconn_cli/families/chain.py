@@ -50,6 +50,8 @@ class Chain(Family):
 @choice("curve", "chain")
 @dataclass
 class ChainCurve(Bends):
+    """Options of :class:`Chain`."""
+
     def family(self) -> Chain:
         return Chain(self.bends)
 

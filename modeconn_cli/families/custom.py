@@ -20,6 +20,8 @@ MOST_COORDINATES = 8
 @choice("curve", "custom")
 @dataclass
 class CustomCurve(Curve):
+    """A family of the user's own, with its control points evenly on the segment at first."""
+
     target: str = option("", "arc.py:Arc or package.module:Arc, called to make the family.")
     kwargs: dict[str, Any] = option({}, "Arguments of that call.")
 

@@ -15,6 +15,11 @@ def geometry(family: Family, gram: Array, t: Array) -> tuple[Array, Array]:
 
     ``gram`` (K, K) holds the inner products of the rows (W[0], W[1]-W[0], ..., W[K-1]-W[0]): differences, so
     that the speed between near-identical ends does not drown in cancellation.
+
+    >>> from modeconn_cli.families.bezier import segment
+    >>> length, norm = geometry(segment(), np.array([[9.0, 0.0], [0.0, 16.0]]), np.array([0.0, 1.0]))
+    >>> [round(float(v), 6) for v in (*length, *norm)]  # from (3, 0) to (3, 4)
+    [0.0, 4.0, 3.0, 5.0]
     """
     c = _coefficients(family, t)
     c[:, 0] = 1.0  # sum of the coefficients, which multiplies W[0] in the basis of differences

@@ -22,7 +22,7 @@ from modeconn_cli.tasks.base import Task
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Networks to be brought near one another.
+    """Networks to be brought near one another, as a method is given them.
 
     symmetry: what may be permuted. module: the network, on the CPU, in evaluation mode; batch: how many examples its
     graph was traced with. states: of every network, on the CPU; of two, the second is to be matched to the first.

@@ -27,6 +27,8 @@ class Sees(Name):
 
 @dataclass
 class Rebasin:
+    """How networks are brought near one another; a method's own options derive from it."""
+
     method: str = option(
         "none",
         "Permute the second endpoint first: by weight, by activation, by straight_through or sinkhorn (trained), by "
@@ -95,6 +97,8 @@ def title_of(method: str) -> str:
 
 @dataclass
 class Searched(Method):
+    """A search by assignments, from several starts."""
+
     restarts: int | None = option(
         None, "Starts after the first; null: 8 for weight (1 where a layer is wider than 1024), else 3.", ge=0
     )
@@ -105,6 +109,8 @@ class Searched(Method):
 @choice("rebasin", "weight")
 @dataclass
 class Weight(Searched, Pairwise):
+    """The permutation of the second network nearest to the first (Ainsworth et al. 2023, section 3.2)."""
+
     title: ClassVar[str] = "weight matching"
 
     def match(self, given: Given) -> Matching:
@@ -121,6 +127,8 @@ class Similarity(Name):
 @choice("rebasin", "activation")
 @dataclass
 class Activation(Pairwise):
+    """The permutation of the second network whose units do what the first's do (Li et al. 2016)."""
+
     examples: int = option(2000, "Training examples that units are compared on.", ge=2)
     similarity: Similarity = option(Similarity.correlation, "Compare units by correlation or by least squares.")
     title: ClassVar[str] = "activation matching"
@@ -138,6 +146,8 @@ class Activation(Pairwise):
 
 @dataclass
 class Trained(Pairwise):
+    """A search by gradient descent on a loss between the two networks."""
+
     steps: int = option(300, "Gradient steps.", ge=1)
     lr: float | None = option(None, "Adam's learning rate; null: 1e-3 for straight_through, 0.1 for sinkhorn.", gt=0)
     batch_size: int = option(250, "Training examples of a step.", ge=2)
@@ -149,6 +159,8 @@ class Trained(Pairwise):
 @choice("rebasin", "straight_through")
 @dataclass
 class StraightThrough(Trained):
+    """Gradients of the midpoint's loss, passed straight through an assignment (Ainsworth et al. 2023, section 3.3)."""
+
     title: ClassVar[str] = "the straight-through estimator"
 
     def match(self, given: Given) -> Matching:
@@ -166,6 +178,8 @@ class Between(Name):
 @choice("rebasin", "sinkhorn")
 @dataclass
 class Sinkhorn(Trained):
+    """Doubly stochastic matrices, trained (Pena et al. 2023)."""
+
     between: Between = option(
         Between.midpoint, "Train on the loss at the midpoint, at random points, or on the distance (l2)."
     )
@@ -185,6 +199,8 @@ class Sinkhorn(Trained):
 @choice("rebasin", "merge_many")
 @dataclass
 class MergeMany(Searched, Together):
+    """Each network to the mean of the others, in turn (Ainsworth et al. 2023, algorithm 3)."""
+
     title: ClassVar[str] = "MergeMany"
 
     def match_all(self, given: Given) -> AllMatched:
@@ -196,6 +212,8 @@ class MergeMany(Searched, Together):
 @choice("rebasin", "c2m3")
 @dataclass
 class CycleConsistent(Searched, Together):
+    """All networks to one another at once, by Frank-Wolfe (Crisostomi et al. 2024)."""
+
     title: ClassVar[str] = "C2M3's Frank-Wolfe"
 
     def own(self) -> dict[str, Any]:
@@ -210,6 +228,8 @@ class CycleConsistent(Searched, Together):
 @choice("rebasin", "custom")
 @dataclass
 class CustomMethod(Pairwise):
+    """A function of the user's own."""
+
     target: str = option("", "match.py:function or package.module:function of what is to be matched (Given).")
     kwargs: dict[str, Any] = option({}, "Further arguments of that call.")
 

@@ -17,8 +17,10 @@ from modeconn_cli.families.options import Sampling
 from modeconn_cli.networks import read_metadata, read_state, write_control_points
 from modeconn_cli.results import Result, task_note
 from modeconn_cli.runs.directory import Run
+from modeconn_cli.runs.find import Found, is_version, require_undamaged
+from modeconn_cli.runs.references import parse
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, pair_label
-from modeconn_cli.stages.referenced import curve_of
+from modeconn_cli.stages.referenced import path_of
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
 from modeconn_cli.training.recipe import recipe
 from modeconn_cli.weights import FlatModule
@@ -147,6 +149,28 @@ class FitCurve(Stage):
         if ends is not None:
             W_kp[[0, -1]] = ends  # exactly, whatever lerp rounds to
         return W_kp
+
+
+def curve_of(text: str, root: Path) -> tuple[Path, list[Path]]:
+    """The checkpoint of a whole curve, by reference, and the runs that it comes from.
+
+    Raises:
+        UserError: there is none, or one network is meant.
+    """
+    reference = parse(text)
+    if reference.selects:
+        raise UserError(f"{text} is one network, and a curve starts from a whole curve: give RUN, or its checkpoint.")
+    if reference.file is not None:
+        within = [reference.file.parent] if is_version(reference.file.parent) else []
+        for folder in within:
+            require_undamaged(Found(folder))
+        return reference.file, within
+    run = reference.run(root)
+    path = path_of(run)
+    file = None if path is None or path.networks.family is None else path.networks[0].file
+    if file is None:
+        raise UserError(f"{text}: {run.folder} holds no curve; give a run of modeconn fit-curve.")
+    return file, [file.parent]
 
 
 def read_curve(file: Path, net: FlatModule, kind: str, control_points: int) -> Tensor:

@@ -305,28 +305,6 @@ def referenced(text: str, root: Path) -> Referenced:
     return _stored(text, run, networks[0])
 
 
-def curve_of(text: str, root: Path) -> tuple[Path, list[Path]]:
-    """The checkpoint of a whole curve, by reference, and the runs that it comes from.
-
-    Raises:
-        UserError: there is none, or one network is meant.
-    """
-    reference = parse(text)
-    if reference.selects:
-        raise UserError(f"{text} is one network, and a curve starts from a whole curve: give RUN, or its checkpoint.")
-    if reference.file is not None:
-        within = [reference.file.parent] if is_version(reference.file.parent) else []
-        for folder in within:
-            require_undamaged(Found(folder))
-        return reference.file, within
-    run = reference.run(root)
-    path = path_of(run)
-    file = None if path is None or path.networks.family is None else path.networks[0].file
-    if file is None:
-        raise UserError(f"{text}: {run.folder} holds no curve; give a run of modeconn fit-curve.")
-    return file, [file.parent]
-
-
 def _on_path(reference: Reference, path: StoredPath, c: Array, where: str) -> Referenced:
     end = path.end_at(c)
     if end is not None:

@@ -83,6 +83,8 @@ class Classification(TaskBase):
 @choice("task", "regress")
 @dataclass
 class Regression(TaskBase):
+    """Numbers are learnt; :mod:`modeconn_cli.tasks.regress` has the formulas."""
+
     likelihood: Likelihood = option(
         Likelihood.squared,
         "squared: mean squared error; gaussian: the network gives mean and log-variance, two outputs a target; huber.",
@@ -108,6 +110,8 @@ class Regression(TaskBase):
 @choice("task", "custom")
 @dataclass
 class CustomTask(TaskBase):
+    """An objective of the user's own; :mod:`modeconn_cli.tasks.custom` says what it has."""
+
     target: str = option(
         "",
         "my_package.my_module:name or path/to/file.py:name of a function of output and target, or of a class that "

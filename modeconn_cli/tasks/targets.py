@@ -13,7 +13,12 @@ from modeconn_cli.data.dataset import Data, Split
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """y = mean + std * z, for each of T targets: mean and std (T,), float64 on the CPU."""
+    """y = mean + std * z, for each of T targets: mean and std (T,), float64 on the CPU.
+
+    >>> scale = Scale.measured(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    >>> scale.mean.tolist(), scale.std.tolist()
+    ([2.0, 5.0], [1.0, 1.0])
+    """
 
     mean: Tensor
     std: Tensor

@@ -21,6 +21,8 @@ class Pairing(Name):
 @choice("pipeline", "pipeline")
 @dataclass
 class Pipeline:
+    """What `run` runs over."""
+
     replicates: list[int] | None = option(
         None,
         "run: the replicates, each a pair of endpoints of its own (see seed); null: seed alone.",
@@ -70,6 +72,8 @@ class TrackerName(Name):
 @choice("runtime", "runtime")
 @dataclass
 class Runtime:
+    """Where and how a request runs; none of it changes a result."""
+
     device: str = option(
         "auto",
         "auto (CUDA when there is one), cpu, cuda, cuda:1, mps, or spread: the jobs of a parallel sweep over the CUDA "
