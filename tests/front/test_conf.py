@@ -362,10 +362,10 @@ def test_labels_and_places_are_no_identity() -> None:
 
 # A digest leaves defaults out, so the defaults are part of what every digest means.
 FINGERPRINTS = {
-    "dataset/_dataset": "85cba4bb39258232",
-    "dataset/_two_spirals": "d12d94c41d462b9e",
-    "dataset/_arrays": "4696a81ca9f6a8da",
-    "dataset/_custom": "9de41bf3903d5eaf",
+    "dataset/_dataset": "c08e2b29da2caef4",
+    "dataset/_two_spirals": "59f66e664e29af3b",
+    "dataset/_arrays": "e8b4813220899688",
+    "dataset/_custom": "569be95783febc9b",
     "task/_task": "5dc1e849e964e8eb",
     "task/_regress": "86353c6336fc2a9b",
     "task/_custom": "24dbe8915def7842",
@@ -378,11 +378,11 @@ FINGERPRINTS = {
     "architecture/_vit": "9d3fb35e903b0e4e",
     "architecture/_torchvision": "16ee61b22d41ce86",
     "architecture/_custom": "5e1c85b019b60bc5",
-    "endpoints/_endpoints": "4d617a1a66fa33cf",
+    "endpoints/_endpoints": "8c2f443f21c6c655",
     "curve/_bezier": "5826bdd1379aae5a",
     "curve/_chain": "81800b9ffaba4b07",
     "curve/_custom": "90b5ec789cc74661",
-    "interpolation/_interpolation": "69c7b3b7c16d57c0",
+    "interpolation/_interpolation": "6114d12938662074",
     "rebasin/_rebasin": "e762c078bfe70a62",
     "rebasin/_none": "9cc44150cb22763f",
     "rebasin/_weight": "ab15a219c7102f3a",
