@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeconn_cli.data.sources import digits
+from modeconn_cli.data.digits import digits
 from modeconn_cli.matching.assignment import assign
 from modeconn_cli.matching.weight import weight_matching
 from modeconn_cli.models import build as models
