@@ -86,7 +86,7 @@ ASIDE = {
     "dataset.pad_to", "dataset.crop_padding", "dataset.flip", "architecture.name", "architecture.family",
     "endpoints.seeds", "endpoints.checkpoints", "endpoints.from", "endpoints.init_from", "curve.init_from",
     "interpolation.path", "interpolation.batch_size", "interpolation.bootstrap", "interpolation.confidence",
-    "interpolation.connected_below",
+    "interpolation.connected_below", "interpolation.verdict_odds",
 }  # fmt: skip
 CHANGES = {"dataset": ALL, "architecture": ALL, "endpoints": ALL, "curve": {"fit-curve", "evaluate", "plot"},
            "interpolation": {"interpolate", "evaluate", "plot"}}  # fmt: skip
@@ -161,6 +161,7 @@ def test_seeds_change_what_they_are_seeds_of() -> None:
         ("interpolation", {"bootstrap": 77}),
         ("interpolation", {"confidence": 0.5}),
         ("interpolation", {"connected_below": 9.0}),
+        ("interpolation", {"verdict_odds": 9.0}),
     ],
 )
 def test_how_and_where_it_runs_changes_no_digest(group: str, change: dict[str, Any]) -> None:
