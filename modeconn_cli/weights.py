@@ -109,7 +109,7 @@ class FlatModule:
 
     def rest(self) -> dict[str, Tensor]:
         """The part of :meth:`state` that is not coordinates: buffers and frozen parameters."""
-        return {k: v for k, v in self.state().items() if k not in self._coordinate_keys()}
+        return rest_of(self.module)
 
     def load_rest(self, rest: Mapping[str, Tensor]) -> None:
         """Set buffers and frozen parameters from a dict with the keys of :meth:`rest`."""
@@ -133,6 +133,12 @@ class FlatModule:
 
     def _coordinate_keys(self) -> set[str]:
         return {n for n, p in self.module.named_parameters(remove_duplicate=False) if p.requires_grad}
+
+
+def rest_of(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module's state that no training moves by gradients, copied: buffers and frozen parameters."""
+    moving = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    return {k: v.detach().clone() for k, v in named_state(module).items() if k not in moving}
 
 
 @torch.no_grad()

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modeconn_cli.data.dataset import Augment, Data, Split
-from modeconn_cli.evaluation.buffers import norm_layers
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.evaluation.options import Interpolation
+from modeconn_cli.evaluation.statistics import norm_layers
 from modeconn_cli.families.bezier import Bezier
 from modeconn_cli.models import build as models
 from modeconn_cli.tasks.base import Batch

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modeconn_cli.data.dataset import Split
 from modeconn_cli.errors import RunFailed
-from modeconn_cli.evaluation.buffers import norm_layers, reestimate
+from modeconn_cli.evaluation.buffers import Kinds
 from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
 from modeconn_cli.evaluation.repair import Repair
+from modeconn_cli.evaluation.spectral import settle
+from modeconn_cli.evaluation.statistics import estimable, norm_layers, reestimate
 from modeconn_cli.families.base import Array
+from modeconn_cli.forward import EXAMPLES, Passes, require_repeatable, rest_kept
 from modeconn_cli.tasks.base import Batch, Column, Task
 from modeconn_cli.weights import FlatModule, combine
 
@@ -62,6 +66,7 @@ class Evaluator:
     def __init__(self, net: FlatModule, task: Task, options: Interpolation) -> None:
         self.net, self.task, self.options = net, task, options
         self.has_batch_norm = bool(norm_layers(net.module))
+        self.kinds = Kinds.of(net.module)
         data = task.data
         self.splits = {"train": _part(data.train, options.train_examples), "test": data.test}
         # In the data's own order, sorted classes would make batches that are unlike the whole.
@@ -72,7 +77,7 @@ class Evaluator:
         self._bn_order = shuffled[: options.bn_examples or n].to(data.train.x.device)
 
     def batches(self, split: Split) -> Iterable[Batch]:
-        """A split in order, ready for the network; the short last batch included."""
+        """A split in order, ready for the network; the short last batch included, and one of one example twice."""
         if 4 * split.x.numel() > KEPT_BYTES:
             return self._made(split)
         if split.name not in self._kept:
@@ -82,7 +87,10 @@ class Evaluator:
     def _made(self, split: Split) -> Iterator[Batch]:
         size = self.options.batch_size
         for start in range(0, len(split), size):
-            yield self.task.batch(split, slice(start, start + size))
+            index: slice | Tensor = slice(start, start + size)
+            if min(size, len(split) - start) == 1:  # goes in twice, for networks that squeeze a lone one's dimension
+                index = torch.tensor([start, start], device=split.x.device)
+            yield self.task.batch(split, index)
 
     def reestimate(self) -> None:
         """Estimate BatchNorm statistics at the network's present point on training data, clean or augmented once.
@@ -90,7 +98,36 @@ class Evaluator:
         Statistics depend on the batches they are averaged over, so these are the same whatever
         ``options.batch_size``: of BATCH_NORM_BATCH examples, shuffled once and for all.
         """
-        reestimate(self.net, self._bn_batches())
+        reestimate(self.net, self._bn_batches(), self._norms)
+
+    @cached_property
+    def _norms(self) -> list[nn.Module]:
+        """The layers whose statistics are estimated."""
+        return estimable(self.net, next(self._bn_batches())) if self.has_batch_norm else []
+
+    def notes(self, buffers: Sequence[Mapping[str, Tensor]]) -> list[str]:
+        """Remarks about what the networks with these buffers have at points between them."""
+        unknown = self.kinds.unknown(buffers)
+        estimated = [*self._norms]
+        unknown += [
+            name
+            for name, part in self.net.module.named_modules()
+            if part in norm_layers(self.net.module) and part not in estimated
+        ]
+        if not unknown:
+            return []
+        listed = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+        return [
+            f"{listed}: neither weights nor statistics that can be re-estimated, and different at the ends; between "
+            "them real numbers are interpolated and others taken from the nearer end"
+        ]
+
+    @torch.no_grad()
+    def require_repeatable(self) -> None:
+        """Raise UserError where the network answers the same examples differently each time."""
+        x = next(iter(self.batches(self.splits["test"]))).x[:EXAMPLES]
+        with rest_kept(self.net.module):
+            require_repeatable(self.net, self.net.module, x)
 
     def _bn_batches(self) -> Iterator[Tensor]:
         batches = self._bn_order.split(BATCH_NORM_BATCH)
@@ -105,9 +142,12 @@ class Evaluator:
 
         Raises:
             RunFailed: a loss is NaN or infinite.
+            UserError: the network's answers are random.
         """
-        self.net.module.eval()
-        parts = [self.task.scores(self.net(batch.x), batch) for batch in self.batches(split)]
+        passes, parts = Passes(self.net), []
+        for start, batch in zip(range(0, len(split), self.options.batch_size), self.batches(split), strict=True):
+            rows = min(self.options.batch_size, len(split) - start)  # a lone example went in twice
+            parts.append({k: v[:rows] for k, v in self.task.scores(passes(batch.x), batch).items()})
         columns = {c.name: torch.cat([part[c.name] for part in parts]).cpu() for c in self.task.columns}
         if not all(torch.isfinite(values).all() for values in columns.values()):
             raise RunFailed(
@@ -153,8 +193,7 @@ class Evaluator:
         else:
             place = coefficients @ np.linspace(0, 1, len(coefficients))
             share = float(place if shares is None else shares[1])
-            self.net.load_rest(_mean_statistics(buffers, share))
-            return self._between([1 - share, share], repair)
+            return self._between(buffers, [1 - share, share], repair)
         return self.scores()
 
     @torch.no_grad()
@@ -162,16 +201,14 @@ class Evaluator:
         """Scores at the mean of networks (N, P) with these buffers; the network is left there."""
         repair = self._ready_repair(points, buffers)
         self.net.point.copy_(points.mean(0))
-        self.net.load_rest(
-            {
-                k: torch.stack([b[k] for b in buffers]).mean(0) if v.is_floating_point() else v
-                for k, v in buffers[0].items()
-            }
-        )
-        return self._between([1 / len(buffers)] * len(buffers), repair)
+        return self._between(buffers, [1 / len(buffers)] * len(buffers), repair)
 
-    def _between(self, shares: list[float], repair: Repair | None) -> dict[str, Scores]:
-        """Scores of the network as it is, after what is asked for between ends."""
+    def _between(
+        self, buffers: list[dict[str, Tensor]], shares: list[float], repair: Repair | None
+    ) -> dict[str, Scores]:
+        """Scores with the weights as they are, and what else a network between ends has by these shares."""
+        self.net.load_rest(self.kinds.between(buffers, shares))
+        settle(self.net.module)
         if repair is not None:
             repair.set(shares)
             try:
@@ -188,18 +225,12 @@ class Evaluator:
             return None
         if self._repair is None:
             shift = self.options.renormalise is Renormalise.repair
-            self._repair = Repair(self.net, self._bn_batches, shift)
+            self._repair = Repair(self.net, self._bn_batches, shift, self._norms)
             for row, own in zip(points, buffers, strict=True):
                 self.net.point.copy_(row)
                 self.net.load_rest(own)
                 self._repair.add_end()
         return self._repair
-
-
-def _mean_statistics(buffers: list[dict[str, Tensor]], share: float) -> dict[str, Tensor]:
-    """Floating buffers of two endpoints averaged, ``share`` of the second; other buffers from the first."""
-    first, last = buffers
-    return {k: torch.lerp(v, last[k], share) if v.is_floating_point() else v for k, v in first.items()}
 
 
 def _part(split: Split, n: int | None) -> Split:

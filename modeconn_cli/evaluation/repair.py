@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from modeconn_cli.evaluation.buffers import norm_layers, reestimate
+from modeconn_cli.evaluation.statistics import norm_layers, reestimate
+from modeconn_cli.forward import Passes, evaluating, rest_kept
 from modeconn_cli.weights import FlatModule
 
 Moments = dict[nn.Module, tuple[Tensor, Tensor]]  # mean and standard deviation of every channel (C,)
@@ -28,10 +29,18 @@ class Repair:
     Args:
         batches: gives clean training inputs, the same whenever it is called.
         shift: REPAIR, which sets means and deviations; False: RESCALE, which only multiplies by their ratio.
+        norms: layers whose statistics are estimated, as ``estimable`` gave them; None: ``norm_layers``.
     """
 
-    def __init__(self, net: FlatModule, batches: Callable[[], Iterable[Tensor]], shift: bool) -> None:
+    def __init__(
+        self,
+        net: FlatModule,
+        batches: Callable[[], Iterable[Tensor]],
+        shift: bool,
+        norms: Sequence[nn.Module] | None = None,
+    ) -> None:
         self.net, self.batches, self.shift = net, batches, shift
+        self.norms = norm_layers(net.module) if norms is None else norms
         self.sites = _sites(net, next(iter(batches())))
         self.ends: list[Moments] = []
         self._handles: list[RemovableHandle] = []
@@ -50,9 +59,9 @@ class Repair:
 
         handles = [site.register_forward_hook(collect) for site in self.sites]
         try:
-            self.net.module.eval()
+            passes = Passes(self.net)
             for x in self.batches():
-                self.net(x)
+                passes(x)
         finally:
             for handle in handles:
                 handle.remove()
@@ -89,12 +98,12 @@ class Repair:
 
         self._handles = [site.register_forward_hook(by_batch) for site in self.sites]
         try:
-            if norm_layers(self.net.module):
-                reestimate(self.net, self.batches())
+            if self.norms:
+                reestimate(self.net, self.batches(), self.norms)
             else:
-                self.net.module.eval()
+                passes = Passes(self.net)
                 for x in self.batches():
-                    self.net(x)
+                    passes(x)
         finally:
             self.release()
         found = {s: ((m / n).float(), (v / n).sqrt().float()) for s, (n, m, v) in met.items()}
@@ -135,8 +144,9 @@ def _sites(net: FlatModule, x: Tensor) -> list[nn.Module]:
     maker: dict[int, nn.Module] = {}
     outputs: list[Tensor] = []  # kept, so that no address is used twice
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        before = maker.get(id(inputs[0]))
+    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        before = maker.get(id(x))
         if isinstance(layer, _BatchNorm) and before in order:
             order.remove(before)
         if layer in order:
@@ -146,9 +156,11 @@ def _sites(net: FlatModule, x: Tensor) -> list[nn.Module]:
         outputs.append(output)
 
     layers = [m for m in net.module.modules() if isinstance(m, LAYERS)]
-    handles = [layer.register_forward_hook(note) for layer in layers]
-    net.module.eval()
-    net(x[:2])
-    for handle in handles:
-        handle.remove()
+    handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
+    try:
+        with rest_kept(evaluating(net.module)):
+            net(x[:2])
+    finally:
+        for handle in handles:
+            handle.remove()
     return order[:-1]

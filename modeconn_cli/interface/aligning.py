@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.evaluation.buffers import midpoint
+from modeconn_cli.forward import evaluating
 from modeconn_cli.interface.given import Unlabelled, unlabelled_data
 from modeconn_cli.interface.joining import NAMES, carry_out, method_of, request
 from modeconn_cli.interface.live import Model, architecture_of
@@ -66,8 +68,7 @@ class Alignment:
         """
         found = copy.deepcopy(self.module)
         state = matching_state(found, named_state(inside(other)), "the other network", own=True)
-        halves = (k for k, v in state.items() if v.is_floating_point() or v.is_complex())
-        set_state(found, {k: torch.lerp(state[k].cpu(), self.state[k], 0.5) for k in halves})
+        set_state(found, midpoint(self.module, {k: v.cpu() for k, v in state.items()}, self.state))
         return found
 
 
@@ -122,7 +123,7 @@ def align(
         state = stage.state()
         set_state(module, state)
         return Alignment(
-            module.to(context.device).eval(),
+            evaluating(module.to(context.device)),
             state,
             read_state(folder / "permutation.safetensors"),
             summary["objective_before"],

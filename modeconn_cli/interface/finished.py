@@ -15,6 +15,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.forward import evaluating
 from modeconn_cli.interface.joining import live_of
 from modeconn_cli.interface.live import Live, LiveContext
 from modeconn_cli.interface.options import configured
@@ -130,7 +131,7 @@ class FinishedRun(Measured):
             context = self._made(self.config, Silent())
             module = context.module()
             matching_state(module, state, str(self.folder), own=True)
-            return module.to(context.device).eval()
+            return evaluating(module.to(context.device))
 
     @property
     def _made(self) -> Callable[[Config, Reporter], Context]:

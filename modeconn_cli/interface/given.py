@@ -19,6 +19,7 @@ from modeconn_cli.data.convert import array_of, examples_of
 from modeconn_cli.data.custom import content_digest
 from modeconn_cli.data.dataset import Data, Split
 from modeconn_cli.errors import UserError
+from modeconn_cli.forward import evaluating, modes_kept, rest_kept
 from modeconn_cli.models.external import check_answers
 from modeconn_cli.settings import Config
 from modeconn_cli.tasks.base import Batch, Column, Criterion, Draw, Task, draw_examples
@@ -157,15 +158,11 @@ def _numbers(auto: TaskBase) -> Regression:
 
 def _logits(module: nn.Module, data: Data) -> int | None:
     """How many numbers the network answers an example with, where it takes the data and that is one row."""
-    modes = [(m, m.training) for m in module.modules()]
     try:
-        with torch.no_grad():
-            answer = tensor_of(module.eval()(data.inputs(data.train, slice(0, 2))))
+        with torch.no_grad(), modes_kept(module), rest_kept(module):
+            answer = tensor_of(evaluating(module)(data.inputs(data.train, slice(0, 2)).clone()))
     except Exception:  # which is said when the network is tried in earnest
         return None
-    finally:
-        for part, training in modes:
-            part.training = training
     return 1 if answer.dim() == 1 else answer.shape[1] if answer.dim() == 2 else None
 
 
@@ -231,7 +228,7 @@ def unlabelled_data(x: Tensor | None, module: nn.Module) -> Data:
 
 def _random_inputs(module: nn.Module, dtype: torch.dtype) -> Tensor:
     """64 examples of a shape that the network takes, as its first layer suggests."""
-    tried = copy.deepcopy(module).eval()
+    tried = evaluating(copy.deepcopy(module))
     generator = torch.Generator().manual_seed(0)
     first = next((m for m in module.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)), None)
     shapes: list[tuple[int, ...]] = []
@@ -243,7 +240,7 @@ def _random_inputs(module: nn.Module, dtype: torch.dtype) -> Tensor:
         x = torch.randn(64, *shape, generator=generator, dtype=dtype)
         try:
             with torch.no_grad():
-                tried(x[:2])
+                tried(x[:2].clone())
         except Exception:  # another shape may do
             continue
         return x

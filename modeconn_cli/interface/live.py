@@ -25,7 +25,7 @@ from modeconn_cli.states import EXTRA, Versioned, inside, named_state, pack
 from modeconn_cli.targets import first_line
 from modeconn_cli.tasks.base import Task
 from modeconn_cli.tracking import Trackers
-from modeconn_cli.work.context import Context
+from modeconn_cli.work.context import Context, statistics_fields
 from modeconn_cli.work.recorded import OBJECT
 from modeconn_cli.work.reporting import Reporter
 from modeconn_cli.work.signals import Signals
@@ -51,6 +51,7 @@ class Live:
             "data": self.task.data.checksum,
             "architecture": {"family": OBJECT, "code": _digest(_described(self.architecture))},
             "objective": _digest([*objective, _source(getattr(self.task, "inner", self.task))]),
+            **statistics_fields(self.architecture),
         }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.options import Interpolation, Renormalise
 from modeconn_cli.families.base import Family, coefficients_at
+from modeconn_cli.forward import evaluating
 from modeconn_cli.interface.live import Live, LiveContext
 from modeconn_cli.interface.process import at_work
 from modeconn_cli.networks import Network, Networks
@@ -170,7 +171,7 @@ class ModePath(Measured):
     def at(self, t: float) -> nn.Module:
         module = copy.deepcopy(self.live.architecture)
         matching_state(module, self.state_dict(t), "the network", own=True)
-        return module.to(self.config.runtime.device).eval()
+        return evaluating(module.to(self.config.runtime.device))
 
 
 def mode_path(stage: MeasuredPath, history: pd.DataFrame | None = None) -> ModePath:

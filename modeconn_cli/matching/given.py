@@ -12,7 +12,8 @@ from torch.func import functional_call
 
 from modeconn_cli.data.dataset import Data
 from modeconn_cli.errors import UserError
-from modeconn_cli.evaluation.buffers import norm_layers
+from modeconn_cli.evaluation.statistics import norm_layers
+from modeconn_cli.forward import evaluating
 from modeconn_cli.inputs import form_of, taken
 from modeconn_cli.matching.midpoint import Check, Loss, Parameters
 from modeconn_cli.matching.search import NO_MEMORY, Matching, Memory, computed, searched
@@ -92,9 +93,9 @@ class Given:
         BatchNorm normalises by the batch, as it would after its statistics were reset.
         """
         task, data = self.task, self.task.data
-        module = self.network().eval()
+        module = evaluating(self.network())
         for layer in norm_layers(module):
-            layer.train()
+            layer.training = True
         kinds = {n: p.dtype for n, p in module.named_parameters()}
         first = self.states[0]
         buffers = {n: first[n].to(self.device) for n, _ in module.named_buffers() if n in first}

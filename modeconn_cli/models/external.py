@@ -11,6 +11,7 @@ from torch import nn
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.failures import refused, said
+from modeconn_cli.forward import evaluating, generators, modes_kept, require_repeatable, rest_kept
 from modeconn_cli.inputs import taken
 from modeconn_cli.models.common import require_images
 from modeconn_cli.targets import Target, first_line, working_directory_importable
@@ -121,18 +122,21 @@ def check_answers(
     ``advice``: what to do about it; None: what the command line can do. ``classes``: of labels, how many.
 
     Raises:
-        UserError: it cannot take them, or answers with none of these shapes an example.
+        UserError: it cannot take them, answers with none of these shapes an example, or at random.
     """
-    modes = [(module, module.training) for module in net.modules()]
     like = next(net.parameters(), torch.empty(0))
     x = torch.zeros(2, *in_shape, device=like.device)
     if largest is not None:
         x = torch.full((2, *in_shape), largest, dtype=torch.int64, device=like.device)
     x = taken(net, x)
-    net.eval()
     try:
-        with torch.no_grad():
-            output = net(x)
+        with torch.no_grad(), modes_kept(net), rest_kept(net):
+            before = generators(x.device)
+            output = evaluating(net)(x.clone())
+            if generators(x.device) != before:
+                require_repeatable(net, net, torch.randn_like(x) if largest is None else x)
+    except UserError as error:
+        raise UserError(f"{label}: {error}") from None
     except Exception as error:
         integers = "" if largest is None else f" of integers up to {largest}"
         mend = f"change architecture.kwargs or {'dataset.pad_to' if largest is None else 'the network'}"
@@ -141,9 +145,6 @@ def check_answers(
             f"{label} cannot take this data set's examples of shape {in_shape}{integers} ({said(error)}): "
             f"{advice or mend}",
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
     try:
         found = tuple(tensor_of(output).shape)
     except UserError as error:

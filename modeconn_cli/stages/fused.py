@@ -7,6 +7,7 @@ from torch import nn
 
 from modeconn_cli.evaluation.evaluator import require_same
 from modeconn_cli.evaluation.options import Interpolation
+from modeconn_cli.forward import evaluating
 from modeconn_cli.results import Result
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.stages.endpoints import Endpoint
@@ -43,7 +44,7 @@ class FusedEndpoint(Endpoint):
 
     def compute(self, run: Run) -> Result:
         torch.manual_seed(0)
-        module: nn.Module = self.whole.context.module().eval()
+        module: nn.Module = evaluating(self.whole.context.module())
         module.load_state_dict(self.whole.state())
         fusion, data = self.context.fusion, self.context.data_on_host
         certificate = certify_fusion(module, fusion, data.inputs(data.test, slice(0, CERTIFIED_ON)))

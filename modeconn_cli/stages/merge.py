@@ -114,7 +114,7 @@ class Merged(Permuting):
             (f"matched + {r.name.upper()}", aligned, BatchNorm.reestimate, r)
             for r in (Renormalise.repair, Renormalise.rescale)
         ]
-        centres = []
+        centres: list[dict[str, Scores]] = []
         for _, networks, batch_norm, renormalise in kinds:
             asked = Interpolation(
                 **{**vars(options), "batch_norm": batch_norm, "renormalise": renormalise, "train_examples": None}
@@ -122,6 +122,8 @@ class Merged(Permuting):
             evaluator = self.context.evaluator(net, asked)
             points = torch.stack([net.flatten(s) for s in networks])
             buffers = [{k: v.to(net.point.device) for k, v in s.items() if k not in coordinates} for s in networks]
+            for note in evaluator.notes(buffers) if not centres else ():
+                self.context.reporter.say(note)
             scores = evaluator.centre(points, buffers)
             centres.append(scores)
             if renormalise is Renormalise.none and networks is aligned:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.evaluation.buffers import norm_layers
+from modeconn_cli.evaluation.buffers import midpoint
 from modeconn_cli.evaluation.evaluator import require_same
 from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
+from modeconn_cli.evaluation.statistics import norm_layers
+from modeconn_cli.forward import evaluating
 from modeconn_cli.inputs import taken
 from modeconn_cli.matching.given import Given
 from modeconn_cli.matching.options import AsTheyAre, Method, Pairwise, Together, methods
@@ -150,7 +152,7 @@ class Permuting(Stage):
     def _trace(self, batch: int) -> tuple[nn.Module, Symmetry, int]:
         options, data = self.method, self.context.data_on_host
         torch.manual_seed(0)
-        module = self.context.module().eval()
+        module = evaluating(self.context.module())
         beyond = [n for n, p in module.named_parameters() if p.is_complex()]
         if beyond:
             raise UserError(f"{beyond[0]} is complex, and re-basin matches real weights: use interpolate or fit-curve.")
@@ -256,7 +258,7 @@ class Aligned(Permuting, Endpoint):
         aligned = symmetry.permute(b, found.permutations)
         certificate = certify_all(module, symmetry, [b], [aligned], self.examples())
         write_state(run, "permutation.safetensors", symmetry.moves(b, found.permutations))
-        write_state(run, MIDPOINT, {k: _midpoint(a[k], aligned[k]) for k in a})
+        write_state(run, MIDPOINT, midpoint(module, a, aligned))
         net = self.context.net(0)
         net.load(aligned)
         evaluator = self.context.evaluator(net, Interpolation())
@@ -282,7 +284,3 @@ class Aligned(Permuting, Endpoint):
         summary = json.loads((run.folder / "summary.json").read_text())
         keep = ("method", "groups", "objective", "objective_is", "objective_before", "objective_after", "certificate")
         return {**super().found(run), "aligned": {"name": self.end.short_name, **{k: summary[k] for k in keep}}}
-
-
-def _midpoint(a: Tensor, b: Tensor) -> Tensor:
-    return torch.lerp(a, b, 0.5) if a.is_floating_point() or a.is_complex() else a

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.forward import evaluating
 from modeconn_cli.inputs import taken
 from modeconn_cli.runs.directory import writable
 from modeconn_cli.settings import Config, check, rechosen
@@ -45,7 +46,7 @@ def groups_of(
     else:
         examples = torch.randn(2, *task[0], generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    module = context.module(task).eval()
+    module = evaluating(context.module(task))
     not_traced = None
     groups = rechosen(config.rebasin, "rebasin", "weight").groups  # set under any method, none too
     try:

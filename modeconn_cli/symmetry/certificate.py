@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.forward import evaluating
 from modeconn_cli.inputs import dtype_of, taken
 from modeconn_cli.states import named_state, set_state
 from modeconn_cli.symmetry.groups import Symmetry
@@ -96,7 +97,7 @@ class Computed:
             with passed:
                 self.outputs = self.at(state)
         except Exception:  # it names a type, which its weights have to have too; what else is wrong is raised below
-            self.module = copy.deepcopy(module).eval()
+            self.module = evaluating(copy.deepcopy(module))
             self.x = taken(self.module, x)
             passed = _Narrowest(dtype_of(module) or torch.float32)
             with passed:
@@ -107,7 +108,7 @@ class Computed:
     def at(self, state: Mapping[str, Tensor]) -> Tensor:
         """Its outputs at a state."""
         set_state(self.module, state)
-        return tensor_of(self.module(self.x))
+        return tensor_of(self.module(self.x.clone()))
 
     def names_of(self, name: str) -> list[str]:
         """Every name of a tensor."""
@@ -116,7 +117,7 @@ class Computed:
 
 def _exact(module: nn.Module) -> nn.Module:
     """A copy whose numbers are all in double precision."""
-    exact = copy.deepcopy(module).double().eval()
+    exact = evaluating(copy.deepcopy(module).double())
     for value in [*exact.parameters(), *exact.buffers()]:
         if value.is_complex():
             value.data = value.data.to(torch.complex128)

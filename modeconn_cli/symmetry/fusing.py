@@ -20,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from modeconn_cli.errors import RunFailed
+from modeconn_cli.forward import evaluating
 from modeconn_cli.inputs import taken
 from modeconn_cli.symmetry.certificate import CLEAR, TOLERANCES, Computed
 from modeconn_cli.symmetry.graph import export
@@ -158,7 +159,7 @@ def certify_fusion(module: nn.Module, fusion: Fusion, x: Tensor) -> dict[str, An
     def apart(other: Any) -> float:
         return float((tensor_of(other).double() - network.outputs.double()).abs().max()) / scale
 
-    difference = apart(rewritten(network.x))
+    difference = apart(rewritten(network.x.clone()))
     if not difference <= tolerance:
         raise RunFailed(
             f"the network without its norms is not the same function: outputs differ by {difference:.1e} of the "
@@ -170,14 +171,14 @@ def certify_fusion(module: nn.Module, fusion: Fusion, x: Tensor) -> dict[str, An
         before: Any = network.module.get_submodule(layer_name).bias
         right = layer.bias.clone()
         layer.bias.copy_(torch.zeros_like(right) if before is None else before)
-        control = max(control, apart(rewritten(network.x)))
+        control = max(control, apart(rewritten(network.x.clone())))
         layer.bias.copy_(right)
         if control > CLEAR[network.dtype]:
             break
     return {
         "difference": difference,
         "control": control,
-        "rounded": apart(fused(module, fusion).eval()(taken(module, x))),
+        "rounded": apart(evaluating(fused(module, fusion))(taken(module, x.clone()))),
         "examples": len(x),
         "dtype": str(network.dtype).removeprefix("torch."),
         "tolerance": tolerance,

@@ -21,6 +21,7 @@ import torch.fx.experimental.symbolic_shapes
 from torch import Tensor, nn
 from torch.fx import Node
 
+from modeconn_cli.forward import evaluating
 from modeconn_cli.symmetry import recurrent
 from modeconn_cli.symmetry.axes import MISFIT, Axes, Leaf, size
 from modeconn_cli.symmetry.constants import RESHAPING
@@ -64,7 +65,7 @@ def export(module: nn.Module, example: Tensor, decomposed: bool = False) -> torc
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.CRITICAL)
-            program = torch.export.export(module.eval(), (example,))
+            program = torch.export.export(evaluating(module), (example.clone(),))
             return program.run_decompositions(recurrent.decompositions()) if decomposed else program
     except Exception as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

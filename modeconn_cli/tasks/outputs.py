@@ -18,9 +18,14 @@ def tensor_of(output: Any) -> Tensor:
     tuple or list. Half precision becomes float32.
 
     Raises:
-        UserError: there is no such tensor.
+        UserError: there is no such tensor, or its numbers are not real.
     """
     if isinstance(output, Tensor):
+        if not output.is_floating_point():
+            raise UserError(
+                f"the network returns a tensor of {str(output.dtype).removeprefix('torch.')}: an answer is real "
+                "numbers, as logits before any argmax"
+            )
         return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
     if isinstance(output, Mapping):
         if "logits" in output:

@@ -20,6 +20,8 @@ from modeconn_cli.data.options import Inputs
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.evaluation.options import Interpolation
+from modeconn_cli.evaluation.statistics import STATISTICS_VERSION, norm_layers
+from modeconn_cli.forward import evaluating
 from modeconn_cli.inputs import InputForm, form_of, taken
 from modeconn_cli.models import build as models
 from modeconn_cli.settings import Config, fields_off_default
@@ -162,7 +164,7 @@ class Context:
         data = self.data_on_host
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-                module = self._whole().eval()
+                module = evaluating(self._whole())
                 found = find_fusion(module, taken(module, data.inputs(data.train, slice(0, 2))))
         except CannotTrace as error:
             raise UserError(f"{error}. Its norms cannot be found: go without endpoints.fuse.") from None
@@ -195,12 +197,15 @@ class Context:
     @cached_property
     def blueprint(self) -> nn.Module:
         """The architecture without its weights, where it can be made so: to be counted and looked at."""
+        return self._outlined(self.module)
+
+    def _outlined(self, make: Callable[[], nn.Module]) -> nn.Module:
         _ = self.task_on_host  # which is not to be made on that device
         try:
             with torch.device("meta"):
-                return self.module()
+                return make()
         except Exception:  # it cannot be made there; or nowhere, which is said then
-            return self.module()
+            return make()
 
     @property
     def parameters(self) -> int:
@@ -257,13 +262,18 @@ class Context:
         target = getattr(architecture, "target", None)
         if target:
             fields["architecture"]["code"] = models.source_checksum(target)
-        return fields
+        return fields | self._statistics
 
     def _channels_last(self, module: nn.Module) -> bool:
         choice = self.config.runtime.channels_last
         if choice is not ChannelsLast.auto:
             return choice is ChannelsLast.on
         return any(isinstance(m, nn.Conv2d) for m in module.modules())
+
+
+def statistics_fields(module: nn.Module) -> dict[str, Any]:
+    """How statistics are estimated, of networks that have some."""
+    return {"statistics": STATISTICS_VERSION} if norm_layers(module) else {}
 
 
 def safe(label: str) -> str:

@@ -148,6 +148,8 @@ class MeasuredPath(Stage):
         states = [self.start.state(), self.end.state()]
         buffers = [{k: v for k, v in s.items() if k not in coordinates} for s in states]
         evaluator.net.load_rest(buffers[0])
+        for note in evaluator.notes(buffers):
+            context.reporter.say(note)
         saver = Saver(run, context)
         found = _resumed(saver.begun(), self.columns)
         ends = [tuple(u) for u in end_coordinates(path).tolist()]
@@ -197,7 +199,11 @@ class MeasuredPath(Stage):
         recorded = endpoint.metrics()
         if len(evaluator.splits["train"]) < len(self.context.data.train):
             recorded = {k: v for k, v in recorded.items() if not k.startswith("train")}
-        require_same(recorded, metrics(scores), f"{self.title} at {self._place(u)}", self.columns)
+        try:
+            require_same(recorded, metrics(scores), f"{self.title} at {self._place(u)}", self.columns)
+        except RunFailed:
+            evaluator.require_repeatable()
+            raise
 
     def _more(
         self, measured: Measured, u_td: Array, length: Array, on_grid: np.ndarray, evaluator: Evaluator

@@ -16,9 +16,9 @@ from torch import nn
 
 from modeconn_cli.data.dataset import Augment, Split
 from modeconn_cli.errors import RunFailed
-from modeconn_cli.evaluation.buffers import norm_layers, reestimate
 from modeconn_cli.evaluation.evaluator import Evaluator, Scores, gram, metrics, require_same, search_maximum
 from modeconn_cli.evaluation.options import BatchNorm, Interpolation
+from modeconn_cli.evaluation.statistics import norm_layers, reestimate
 from modeconn_cli.families.bezier import Bezier, segment
 from modeconn_cli.families.chain import Chain
 from modeconn_cli.tasks.classify import COLUMNS, Classify
