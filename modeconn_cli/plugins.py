@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from contextlib import redirect_stdout
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -58,9 +59,10 @@ def _read_stages() -> None:
 
 
 def load() -> None:
-    """The commands of this package's stages, and everything that comes from outside."""
+    """The commands of this package's stages, and everything that comes from outside; what that prints is no result."""
     _read_stages()
-    conf_directories()
+    with redirect_stdout(sys.stderr):
+        conf_directories()
 
 
 def _import_file(file: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from rich.console import Console
@@ -75,6 +75,13 @@ class TerminalReporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """While others' code runs: what it prints goes to stderr, for stdout is for results."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager

@@ -41,10 +41,12 @@ def export(
     data. One that learnt numbers answers with them normalised; their mean and deviation are in the file's metadata, and
     --in-unit writes a network that answers in their unit.
     """
+    from modeconn_cli.front.console import aside
     from modeconn_cli.front.session import complain, print_json
     from modeconn_cli.results import targets_line
 
-    found = write_network(reference, output, output_dir, force, device, in_unit)
+    with aside():
+        found = write_network(reference, output, output_dir, force, device, in_unit)
     print_json({"command": "export", **found}) if as_json else print(output)
     line = targets_line({"task": {"targets": found["targets"]}})
     if line and not in_unit and not as_json:

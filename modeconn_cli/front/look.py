@@ -201,11 +201,13 @@ def symmetries(
     modeconn symmetries architecture=torchvision architecture.model=vit_b_16 --input 3,224,224
     """
     from modeconn_cli.front.compose import compose
+    from modeconn_cli.front.console import aside
     from modeconn_cli.front.terminal import show_symmetries
     from modeconn_cli.stages.symmetries import groups_of
 
     (job,) = compose(list(overrides or []), config_dir=config_dir)
-    found = groups_of(job.config, output, None if shape is None else (_shape(shape), classes))
+    with aside():
+        found = groups_of(job.config, output, None if shape is None else (_shape(shape), classes))
     if found["not_traced"]:
         complain(
             f"{found['not_traced']}. {output} has all its tensors with every dimension in its place: give the "

@@ -104,38 +104,42 @@ class Session:
             self.code = 1
 
     def _check(self, entry: dict[str, Any], plan: Plan) -> None:
+        from modeconn_cli.front.console import aside
         from modeconn_cli.front.terminal import show_plan
 
         if self.dry_run:
-            entry |= {"stages": plan.rows(), "parameters": plan.context.parameters}
+            with aside():
+                entry |= {"stages": plan.rows(), "parameters": plan.context.parameters}
             if not self.as_json:
                 show_plan(entry["stages"], entry["parameters"])
 
     def _carry_out(self, entry: dict[str, Any], plan: Plan) -> None:
-        from modeconn_cli.front.console import err
+        from modeconn_cli.front.console import aside, err
         from modeconn_cli.front.terminal import show_result, show_run
 
         if self.sweep and not (self.quiet or self.as_json):
             err.print(f"[bold]job {self.jobs.index(entry) + 1}[/] {' '.join(entry['overrides'])}")
         entry["stages"] = []  # filled as they are done, so that an interruption can say how far it came
-        plan.execute(entry["stages"])
-        self._read(entry, plan)
+        with aside():
+            plan.execute(entry["stages"])
+            self._read(entry, plan)
         if self.prints and not self.as_json and not self.sweep:
             show_run(entry, self._means()) if plan.keep_going else show_result(entry)
 
     def _attempt(self, entry: dict[str, Any], job: Job, act: Callable[[dict[str, Any], Plan], None]) -> None:
         """Make a job's plan and act on it; what goes wrong is said in one line and kept in its entry."""
-        from modeconn_cli.front.console import TerminalReporter
+        from modeconn_cli.front.console import TerminalReporter, aside
         from modeconn_cli.work.machine import keep_freed_memory
         from modeconn_cli.work.plan import make_plan
 
         reporter = TerminalReporter(self.quiet or self.as_json)
         try:
-            plan = make_plan(self.command, job.config, reporter, **self.arguments)
+            with aside():
+                plan = make_plan(self.command, job.config, reporter, **self.arguments)
+                data = plan.context.data_on_host
             if plan.context.device.type == "cpu":
                 keep_freed_memory()  # this process is the command's alone
             self.several = self.sweep or plan.keep_going
-            data = plan.context.data_on_host
             self.train_examples, self.classes = len(data.train), data.classes or 0
             act(entry, plan)
         except (UserError, RunFailed) as error:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from modeconn_cli.errors import RunFailed
+from modeconn_cli.evaluation.spectral import has_spectral_norms, settle
 from modeconn_cli.families.base import Array, Family, overrides
 from modeconn_cli.families.options import Sampling
 from modeconn_cli.tasks.base import Batch, Task
@@ -109,6 +110,8 @@ class Trainer:
         self.moves_with_row = family.vertices == 1
         net.bind(self.W_kp[0] if self.moves_with_row else self.W_kp[0].clone())
         self._point = net.point
+        # One that jumps along a path leaves its singular vectors behind.
+        self._has_spectral_norms = not self.moves_with_row and has_spectral_norms(net.module)
         # Weight decay acts at the sampled point w, so it reaches a row by the same coefficient as the loss.
         self._decoupled = recipe.weight_decay if recipe.optimizer is Optimizer.adamw else 0.0
         self._rows = [self.W_kp[k] for k in self.trained]
@@ -215,6 +218,8 @@ class Trainer:
         """
         shares = c.index_select(0, self._chosen)
         self._form_point(c)
+        if self._has_spectral_norms:
+            settle(self.net.module)
         with torch.enable_grad():
             log, gradient = self.engine.gradient(self._point, batch, shares[0] if self._scales_loss else None)
         if self._decoupled:

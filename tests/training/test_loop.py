@@ -837,3 +837,23 @@ def test_progress_of_a_long_epoch_shows_its_last_fifty_losses(make_data):
     losses = [loss for _, loss in shown]
     assert shown[-1][0] == pytest.approx(np.mean(losses[10:]), rel=1e-5)
     assert shown[-1][0] != pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_a_spectral_norm_follows_the_point_along_a_path(make_data):
+    """Steps jump along a path, so one power iteration from the last point's vectors would be behind."""
+    data = make_data(n=40)
+    net = FlatModule(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 5)), nn.Linear(5, 3)).double())
+    rows = random_rows(net, 3)
+    trainer = begin(net, Bezier(2), rows, FIXED, data, constant(epochs=1), seed=1)
+    norms = []
+
+    def look(layer, _inputs, _output):
+        with torch.no_grad():
+            layer.eval()  # a look moves no vectors
+            norms.append(float(torch.linalg.matrix_norm(layer.weight, 2)))
+            layer.train()
+
+    net.module[0].register_forward_hook(look)
+    trainer.run()
+    np.testing.assert_allclose(norms, 1, rtol=1e-9)
+    assert len(norms) == 10
