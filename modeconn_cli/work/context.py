@@ -207,6 +207,11 @@ class Context:
         except Exception:  # it cannot be made there; or nowhere, which is said then
             return make()
 
+    @cached_property
+    def _statistics(self) -> dict[str, Any]:
+        """What identifies how statistics of the architecture's norms are found, folded ones' too."""
+        return statistics_fields(self._outlined(self._whole) if self.config.endpoints.fuse else self.blueprint)
+
     @property
     def parameters(self) -> int:
         """Trainable parameters of the architecture."""
