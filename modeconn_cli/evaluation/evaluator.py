@@ -144,10 +144,10 @@ class Evaluator:
             RunFailed: a loss is NaN or infinite.
             UserError: the network's answers are random.
         """
-        passes, parts = Passes(self.net), []
-        for start, batch in zip(range(0, len(split), self.options.batch_size), self.batches(split), strict=True):
-            rows = min(self.options.batch_size, len(split) - start)  # a lone example went in twice
-            parts.append({k: v[:rows] for k, v in self.task.scores(passes(batch.x), batch).items()})
+        parts = [
+            {k: v[:rows] for k, v in self.task.scores(output, batch).items()}
+            for output, batch, rows in self._answers(split)
+        ]
         columns = {c.name: torch.cat([part[c.name] for part in parts]).cpu() for c in self.task.columns}
         if not all(torch.isfinite(values).all() for values in columns.values()):
             raise RunFailed(
@@ -158,8 +158,13 @@ class Evaluator:
     @torch.no_grad()
     def read(self, split: Split, what: Callable[[Any], Tensor]) -> Tensor:
         """What is read (B, ...) from the output of every batch of a split, (n, ...) on the CPU."""
-        self.net.module.eval()
-        return torch.cat([what(self.net(batch.x)).cpu() for batch in self.batches(split)])
+        return torch.cat([what(output)[:rows].cpu() for output, _, rows in self._answers(split)])
+
+    def _answers(self, split: Split) -> Iterator[tuple[Any, Batch, int]]:
+        """Every batch of a split, what the network makes of it, and how many examples it is: a lone one is in twice."""
+        passes, size = Passes(self.net), self.options.batch_size
+        for start, batch in zip(range(0, len(split), size), self.batches(split), strict=True):
+            yield passes(batch.x), batch, min(size, len(split) - start)
 
     def scores(self) -> dict[str, Scores]:
         """:meth:`score` of both splits."""
