@@ -393,6 +393,7 @@ FINGERPRINTS = {
     "rebasin/_c2m3": "50a11d71cfd9c7b9",
     "rebasin/_custom": "fd075ca6a4e31b42",
     "pipeline/_pipeline": "07406eeaceb06ad5",
+    "ensemble/_ensemble": "efb6632c07b67245",
     "runtime/_runtime": "3566fa39d90ca715",
 }
 

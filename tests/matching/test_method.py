@@ -33,7 +33,10 @@ def test_methods_are_told_apart_by_what_they_permute() -> None:
             ["rebasin=sinkhorn", "rebasin.between=l2", "rebasin.sweeps=7", "rebasin.lr=0.1"],
             {"between": "l2", "lr": 0.1},
         ),
-        (["rebasin=c2m3", "rebasin.steps=7", "rebasin.seed=2"], {"seed": 2}),
+        (
+            ["rebasin=c2m3", "rebasin.steps=7", "rebasin.seed=2"],
+            {"seed": 2, "later_starts": "from the best"},
+        ),
     ],
 )
 def test_a_method_is_identified_by_its_own_options(words: list[str], own: dict[str, object]) -> None:
