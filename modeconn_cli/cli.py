@@ -18,6 +18,7 @@ from modeconn_cli.front.export import export
 from modeconn_cli.front.pipeline import pipeline
 from modeconn_cli.front.session import complain, print_json
 from modeconn_cli.front.shell import completer, completion
+from modeconn_cli.front.streams import outlets, unwritten
 from modeconn_cli.plugins import load
 from modeconn_cli.work.command import COMMANDS, PANELS, first_command
 
@@ -106,8 +107,22 @@ app = make_app()
 
 
 def main() -> NoReturn:
-    """Run the command line; every way of ending that is not a bug ends in one line and the right exit code."""
+    """Run the command line; every way of ending that is not a bug ends in one line and the right exit code.
+
+    Nobody's not reading what is printed stops the work.
+    """
+    with outlets() as (out, _):
+        code = answer()
+        if lost := unwritten(out):
+            complain(lost)
+            code = code or 1
+    sys.exit(code)
+
+
+def answer() -> int:
+    """The exit code, after everything is said."""
     failure: tuple[str, int] | None = None
+    code: object = 0
     try:
         if BROKEN:
             raise BROKEN[0]
@@ -120,18 +135,20 @@ def main() -> NoReturn:
         failure = str(error), 2
     except RunFailed as error:
         failure = str(error), 1
-    except BrokenPipeError:
-        sys.exit(1)
+    except KeyboardInterrupt:
+        failure = "stopped by Ctrl-C.", 130
+    except SystemExit as stop:
+        code = stop.code
     except Exception as error:
         failure = str(unforeseen(error, Path("outputs"))), 1
     if failure is None:
-        sys.exit(code if isinstance(code, int) else 0)
-    message, code = failure
+        return code if isinstance(code, int) else 0
+    message, number = failure
     if message:  # a bare `modeconn` has printed its help
         complain(message)
     if "--json" in sys.argv:
-        print_json({"error": message, "exit_code": code})
-    sys.exit(code)
+        print_json({"error": message, "exit_code": number})
+    return number
 
 
 if __name__ == "__main__":

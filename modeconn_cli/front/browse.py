@@ -7,14 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from modeconn_cli.errors import UserError
-from modeconn_cli.front.console import STATUS_STYLE, out
+from modeconn_cli.front.console import STATUS_STYLE, Sheet, joined, out, styled
 from modeconn_cli.front.terminal import alignment_line, barrier_table, show_found, show_merged
-from modeconn_cli.report.gather import REPLICATION, as_override, run_settings, varied
+from modeconn_cli.report.gather import REPLICATION, as_override, inputs_of, run_settings, settings_of, varied
 from modeconn_cli.results import Metrics, Result, targets_line
-from modeconn_cli.runs.find import Found, Removal, find, find_all
+from modeconn_cli.runs.find import Found, Removal, find, find_all, require_undamaged
+from modeconn_cli.settings import Config, plain
 from modeconn_cli.work.command import first_command
 
 CONNECTED = {"yes": "joined", "no": "not joined", "undecided": "undecided"}
@@ -31,7 +30,7 @@ def list_runs(root: Path, match: str, as_json: bool) -> None:
             "status": r.status,
             "bytes": r.size(),
             "modified": time.strftime("%Y-%m-%d %H:%M", time.localtime(r.folder.stat().st_mtime)),
-            "result": gist(r),
+            "result": shortly(r),
             "directory": str(r.folder),
         }
         for r in found
@@ -46,18 +45,18 @@ def list_runs(root: Path, match: str, as_json: bool) -> None:
         )
         return
     differing = _differing(found)
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Sheet(show_header=False)
     for column in range(6):
-        table.add_column(justify="right" if column == 3 else "left", overflow="fold")
+        table.add_column(justify="right" if column == 3 else "left")
     for stage in dict.fromkeys(row["stage"] for row in rows):
-        table.add_row(f"[bold]{stage}[/]")
+        table.add_row(styled("bold", stage))
         for row in (r for r in rows if r["stage"] == stage):
             label, _, digest = row["name"].rpartition("-")
             apart = " ".join(f"{k}={as_override(v)}" for k, v in differing.get(row["directory"], {}).items())
-            status = "" if row["status"] == "done" else f"[{STATUS_STYLE.get(row['status'], 'red')}]{row['status']}[/] "
-            table.add_row(
-                f"  {digest}", label, row["version"], _bytes(row["bytes"]), status + row["result"], f"[dim]{apart}[/]"
-            )
+            result = joined(row["result"])
+            if row["status"] != "done":
+                result = joined(styled(STATUS_STYLE.get(row["status"], "red"), row["status"]), " ", result)
+            table.add_row(f"  {digest}", label, row["version"], _bytes(row["bytes"]), result, styled("dim", apart))
     out.print(table)
     out.print(f"{len(rows)} runs, {_bytes(sum(row['bytes'] for row in rows))}")
 
@@ -65,19 +64,53 @@ def list_runs(root: Path, match: str, as_json: bool) -> None:
 def show_run(root: Path, wanted: str, as_json: bool) -> None:
     """One run: what it found, where it came from, its files."""
     run = find(root, wanted)
-    summary, provenance = run.read("summary.json"), run.read("provenance.json")
+    summary, provenance, status = run.read("summary.json"), run.read("provenance.json"), run.damage or "done"
     files = {p.name: p.stat().st_size for p in sorted(run.folder.iterdir()) if p.is_file()}
     if as_json:
         content = {
             "directory": str(run.folder),
-            "status": run.status,
+            "status": status,
             "summary": summary,
             "provenance": provenance,
             "files": files,
         }
         print(json.dumps(content, indent=2))
         return
-    out.print(f"[bold]{run.stage}[/] {run.name}/{run.version} [{STATUS_STYLE.get(run.status, 'red')}]{run.status}[/]")
+    shown = styled(STATUS_STYLE.get(status, "red"), status)
+    out.print(joined(styled("bold", run.stage), f" {run.name}/{run.version} ", shown))
+    for key, value in off_default(run).items():
+        out.print(joined("  ", styled("yellow", key), f" {as_override(value)}"))
+    try:
+        _show_results(root, run, summary)
+    except UNREADABLE:
+        out.print("its results cannot be read.")
+    for key in ("command", "upstream", "device", "torch", "git", "seconds"):
+        if provenance.get(key) not in (None, []):
+            value = provenance[key]
+            text = " ".join(map(str, value)) if isinstance(value, list) else value
+            out.print(f"{key}: {text}", soft_wrap=True)
+    out.print("files: " + ", ".join(f"{name} ({_bytes(size)})" for name, size in files.items()))
+
+
+UNREADABLE = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    OSError,
+)  # what a damaged file makes of reading
+
+
+def off_default(run: Found) -> dict[str, Any]:
+    """The settings of a run that are not what they are where nobody asks for anything else."""
+    own = run_settings(run)
+    usual = settings_of(plain(Config()), own)
+    return {k: v for k, v in own.items() if k in usual and usual[k] != v}
+
+
+def _show_results(root: Path, run: Found, summary: dict[str, Any]) -> None:
+    """What it found, as far as its kind has words for it."""
     if "barriers" in summary:
         rows: list[dict[str, Any]] = [
             {
@@ -103,21 +136,16 @@ def show_run(root: Path, wanted: str, as_json: bool) -> None:
             out.print(alignment_line({"name": "the second endpoint", **summary}))
     elif run.kind == "curve":
         for measured in find_all(root):
-            if str(run.folder) in measured.read("provenance.json").get("upstream", []):
-                out.print(f"  measured by {measured.stage}/{measured.name}/{measured.version}: {gist(measured)}")
+            if run.folder in measured.upstream:
+                out.print(f"  measured by {measured.stage}/{measured.name}/{measured.version}: {shortly(measured)}")
     if line := targets_line(summary):
-        out.print(line, soft_wrap=True, markup=False)
-    for key in ("command", "upstream", "device", "torch", "git", "seconds"):
-        if provenance.get(key) not in (None, []):
-            value = provenance[key]
-            out.print(f"{key}: {' '.join(value) if isinstance(value, list) else value}", soft_wrap=True)
-    out.print("files: " + ", ".join(f"{name} ({_bytes(size)})" for name, size in files.items()))
+        out.print(line, soft_wrap=True)
 
 
 def compare_runs(root: Path, first: str, second: str, as_json: bool) -> None:
     """Settings in which two runs differ, and their results side by side."""
     pair = [find(root, first), find(root, second)]
-    settings = [run_settings(r) for r in pair]
+    settings = [{**run_settings(r), **inputs_of(r), **made_with(r)} for r in pair]
     results = [_results(r) for r in pair]
     differ = {k: [s.get(k) for s in settings] for k in varied(settings)}
     both: dict[str, list[float]] = {k: [r[k] for r in results] for k in results[0] if k in results[1]}
@@ -129,14 +157,14 @@ def compare_runs(root: Path, first: str, second: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"runs": [str(r.folder) for r in pair], "settings": differ, "results": both}, indent=2))
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("")
+    table = Sheet("")
     for run in pair:
-        table.add_column(f"{run.stage}\n{run.name}/{run.version}", justify="right", overflow="fold")
+        table.add_column(f"{run.stage}\n{run.name}/{run.version}", justify="right")
     table.add_column("difference", justify="right")
     for key, given in differ.items():
-        table.add_row(f"[yellow]{key}[/]", *map(as_override, given))
-    for key, values in both.items():
+        table.add_row(styled("yellow", key), *map(as_override, given))
+    same = [key for key, values in both.items() if values[0] == values[1]]
+    for key, values in sorted(both.items(), key=lambda kv: kv[0] in same):
         table.add_row(key, *(f"{v:.4f}" for v in values), f"{values[1] - values[0]:+.4f}")
     out.print(table)
 
@@ -146,9 +174,9 @@ def show_removals(going: list[Removal], sizes: dict[Found, int], root: Path) -> 
     if not going:
         out.print(f"nothing under {root}/ can go.")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Sheet()
     for column in ("run", "size", "why"):
-        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+        table.add_column(column, justify="right" if column == "size" else "left")
     for removal in going:
         run = removal.run
         table.add_row(f"{run.stage}/{run.name}/{run.version}", _bytes(sizes[run]), removal.why)
@@ -171,7 +199,7 @@ def _differing(found: list[Found]) -> dict[str, dict[str, Any]]:
 
 
 def _results(run: Found) -> dict[str, float]:
-    summary = run.read("summary.json")
+    summary = require_undamaged(run).read("summary.json")
     if "barriers" not in summary:
         metrics: dict[str, float] = summary.get("metrics", {})
         return metrics
@@ -180,6 +208,20 @@ def _results(run: Found) -> dict[str, float]:
         found[f"{metric} max"] = summary["columns"][metric]["max"]
         found |= {f"{metric} {name}": interval["value"] for name, interval in conventions.items()}
     return found
+
+
+def made_with(run: Found) -> dict[str, Any]:
+    """Versions and machine, which may be why results differ."""
+    recorded = run.read("provenance.json")
+    return {k: recorded[k] for k in ("modeconn", "torch", "device") if k in recorded}
+
+
+def shortly(run: Found) -> str:
+    """:func:`gist`; empty for a run whose files say something else than they should."""
+    try:
+        return gist(run)
+    except UNREADABLE:
+        return ""
 
 
 def gist(run: Found) -> str:

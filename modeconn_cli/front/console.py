@@ -9,15 +9,57 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
+from modeconn_cli.front.streams import visible
 from modeconn_cli.runs.directory import Run
 
-# A pipe or a file has no width to fold names for.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
-err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 1000)
+
+class Terminal(Console):
+    """A console to which a text is a text: names are shown as they are, whatever is in them.
+
+    Style comes from :func:`styled` and :func:`joined` alone.
+    """
+
+    def __init__(self, stderr: bool = False) -> None:
+        stream = sys.stderr if stderr else sys.stdout
+        # A pipe or a file has no width to fold names for.
+        width = None if stream is not None and stream.isatty() else 1000
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(visible(text), **how)
+
+
+class Sheet(Table):
+    """A table as all are here; where a terminal is too narrow its cells go on below, and no figure is cut."""
+
+    def __init__(self, *heads: str, title: str | None = None, **how: Any) -> None:
+        usual = {"title_justify": "left", "box": None, "header_style": "bold", "pad_edge": False}
+        super().__init__(title=title, **{**usual, **how})
+        for head in heads:
+            self.add_column(head)
+
+    def add_column(self, *head: Any, **how: Any) -> None:
+        super().add_column(*head, **{"overflow": "fold", **how})
+
+
+def styled(style: str, text: object) -> Text:
+    """A text in a style."""
+    return Text(visible(str(text)), style)
+
+
+def joined(*parts: str | Text) -> Text:
+    """Texts, styled or not, one after the other."""
+    return Text.assemble(*(visible(p) if isinstance(p, str) else p for p in parts))
+
+
+out, err = Terminal(), Terminal(stderr=True)
 STATUS_STYLE = {"run": "yellow", "resume": "cyan", "cached": "green", "done": "green", "unfinished": "cyan"}
 
 
@@ -36,14 +78,14 @@ class TerminalReporter:
         self._told = time.monotonic()
         if self.quiet or run.status == "cached":
             return
-        err.print(f"[{STATUS_STYLE[run.status]}]{run.status:>7}[/] {stage} [dim]({run.why})[/]")
+        self._line(STATUS_STYLE[run.status], run.status, stage, f"({run.why})")
         if err.is_terminal:
             self._bar = Progress(
                 TextColumn("        "),
-                BarColumn(bar_width=30),
+                BarColumn(bar_width=30 if err.width > 60 else 8),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 console=err,
                 transient=True,
             )
@@ -62,13 +104,17 @@ class TerminalReporter:
         if self.quiet:
             return
         if run.status == "cached":
-            err.print(f"[green] cached[/] {stage} [dim]({run.why})[/]")
+            self._line("green", "cached", stage, f"({run.why})")
         else:
-            err.print(f"[green]   done[/] {stage} [dim]in {seconds:.1f} s[/]")
+            self._line("green", "done", stage, f"in {seconds:.1f} s")
+
+    @staticmethod
+    def _line(style: str, word: str, stage: str, more: str) -> None:
+        err.print(joined(styled(style, f"{word:>7}"), f" {stage} ", styled("dim", more)))
 
     def say(self, line: str) -> None:
         if not self.quiet:
-            err.print(f"        {line}", markup=False)
+            err.print(f"        {line}")
 
     def close(self) -> None:
         """Take the bar down, whatever happened."""
@@ -99,9 +145,8 @@ def watching(folder: Path, name: str, overrides: Sequence[Sequence[str]], quiet:
                 job = json.loads(file.read_text())
                 style, word = ("red", "failed") if job["error"] else ("green", "done")
                 what = " ".join(overrides[job["job"]])
-                err.print(
-                    f"[{style}]{word:>7}[/] job {job['job'] + 1} {what} [dim]({len(seen)} of {len(overrides)})[/]"
-                )
+                count = styled("dim", f"({len(seen)} of {len(overrides)})")
+                err.print(joined(styled(style, f"{word:>7}"), f" job {job['job'] + 1} {what} ", count))
 
     if quiet:
         yield

@@ -68,17 +68,14 @@ def _torchvision() -> str:
 
 def show(found: dict[str, Any]) -> None:
     """Print what :func:`examine` found."""
-    from rich.table import Table
+    from modeconn_cli.front.console import Sheet, joined, out, styled
 
-    from modeconn_cli.front.console import out
-
-    out.print("  ".join(f"[bold]{k}[/] {v}" for k, v in found["versions"].items()))
+    versions = [joined(styled("bold", k), f" {v}") for k, v in found["versions"].items()]
+    out.print(*versions, sep="  ")
     out.print(f"torchvision {found['torchvision']}")
     out.print(f"devices: {'; '.join(found['devices'])}\n")
-    table = Table(title="Data sets", title_justify="left", box=None, header_style="bold", pad_edge=False)
-    table.add_column("dataset=")
-    table.add_column("found, or how to get it", overflow="fold")
+    table = Sheet("dataset=", "found, or how to get it", title="Data sets")
     for row in found["datasets"]:
         place = row["found"] or ("embedded or generated" if not row["looked_in"] else None)
-        table.add_row(row["dataset"], f"[green]{place}[/]" if place else f"[yellow]{row['how_to_get']}[/]")
+        table.add_row(row["dataset"], styled("green", place) if place else styled("yellow", row["how_to_get"]))
     out.print(table)

@@ -38,7 +38,7 @@ def plot(
     """Draw train loss and test error along measured paths, in one figure (PNG and SVG)."""
     from modeconn_cli.stages.plot import plot_runs
 
-    files = plot_runs(output_dir, runs or [], output)
+    files = plot_runs(output_dir, runs or [], output, complain)
     if as_json:
         print_json({"command": "plot", "files": [str(f) for f in files]})
     else:
@@ -72,7 +72,7 @@ def report(
     file = output or output_dir / "report.html"
     if file.suffix != ".html":
         raise UserError(f"--output {file}: end it in .html.")
-    write_page(choose_reported(output_dir, runs or []), file)
+    write_page(choose_reported(output_dir, runs or [], complain), file)
     print_json({"command": "report", "file": str(file)}) if as_json else print(file)
 
 
@@ -110,7 +110,9 @@ def gather(
     for flag, value, allowed in (("--interval", interval, INTERVALS), ("--format", form, FORMATS)):
         if value not in allowed:
             raise UserError(f"{flag} {value}: choose from {', '.join(allowed)}.")
-    rows = g.gather(g.choose(output_dir, places or []), by or [], over or [], metric or [], interval, confidence)
+    rows = g.gather(
+        g.choose(output_dir, places or [], complain), by or [], over or [], metric or [], interval, confidence
+    )
     if as_json:
         print_json({"command": "gather", "interval": interval, "confidence": confidence, "rows": without_nan(rows)})
     elif form == "csv":

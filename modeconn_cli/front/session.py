@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from modeconn_cli.errors import Interrupted, RunFailed, UserError
 from modeconn_cli.failures import unforeseen
+from modeconn_cli.front.streams import visible
 from modeconn_cli.runs.directory import writable
 
 if TYPE_CHECKING:
@@ -114,11 +115,11 @@ class Session:
                 show_plan(entry["stages"], entry["parameters"])
 
     def _carry_out(self, entry: dict[str, Any], plan: Plan) -> None:
-        from modeconn_cli.front.console import aside, err
+        from modeconn_cli.front.console import aside, err, joined, styled
         from modeconn_cli.front.terminal import show_result, show_run
 
         if self.sweep and not (self.quiet or self.as_json):
-            err.print(f"[bold]job {self.jobs.index(entry) + 1}[/] {' '.join(entry['overrides'])}")
+            err.print(joined(styled("bold", f"job {self.jobs.index(entry) + 1}"), f" {' '.join(entry['overrides'])}"))
         entry["stages"] = []  # filled as they are done, so that an interruption can say how far it came
         with aside():
             plan.execute(entry["stages"])
@@ -202,4 +203,4 @@ def without_nan(value: Any) -> Any:
 
 def complain(message: str) -> None:
     """One line on stderr."""
-    print(f"modeconn: {message}", file=sys.stderr)
+    print(f"modeconn: {visible(' '.join(message.split(chr(10))))}", file=sys.stderr)

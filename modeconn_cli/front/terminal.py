@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.text import Text
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
-from modeconn_cli.front.console import STATUS_STYLE, out
+from modeconn_cli.front.console import STATUS_STYLE, Sheet, joined, out, styled
 from modeconn_cli.report.gather import as_table, count
 from modeconn_cli.results import Metrics
 from modeconn_cli.runs.find import Found
@@ -18,13 +18,13 @@ from modeconn_cli.runs.find import Found
 
 def show_plan(rows: Sequence[dict[str, Any]], parameters: int) -> None:
     """The stages of a --dry-run."""
-    table = Table(title="Plan", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Sheet(title="Plan")
     for name in ("stage", "status", "why", "gradient steps"):
         table.add_column(name, justify="right" if name == "gradient steps" else "left")
     for row in rows:
         table.add_row(
             f"{row['stage']} {row['name']}",
-            f"[{STATUS_STYLE[row['status']]}]{row['status']}[/]",
+            styled(STATUS_STYLE[row["status"]], row["status"]),
             row["why"],
             f"{row['gradient_steps']:,}",
         )
@@ -51,7 +51,7 @@ def show_result(result: dict[str, Any]) -> None:
         out.print()
         for v in result["verdicts"]:
             colour = {"yes": "green", "no": "red", "undecided": "yellow"}[v["connected"]]
-            out.print(f"[{colour}]{v['sentence']}[/]")
+            out.print(styled(colour, v["sentence"]))
     for found in result.get("results", []):
         show_found(found)
     out.print()
@@ -68,9 +68,9 @@ def show_result(result: dict[str, Any]) -> None:
         out.print(f"picture: {result['plot']}", soft_wrap=True)
 
 
-def endpoint_table(endpoints: Sequence[Mapping[str, Any]], metrics: Metrics) -> Table:
+def endpoint_table(endpoints: Sequence[Mapping[str, Any]], metrics: Metrics) -> Sheet:
     """A row an endpoint: every column of the task on both splits, as it was measured when the endpoint was made."""
-    table = Table(title="Endpoints", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Sheet(title="Endpoints")
     names = [m for m in metrics.names if m in endpoints[0]]
     table.add_column("endpoint")
     for name in names:
@@ -89,12 +89,13 @@ def _headed(metric: str, metrics: Metrics) -> str:
 def show_found(found: Mapping[str, Any]) -> None:
     """What a stage found that has no table of its own here: its figures and its tables, as they say they read."""
     metrics = Metrics.of({"metric_columns": found["columns"]})
-    out.print(f"\n[bold]{found['title'] or found['name']}[/]")
+    out.print()
+    out.print(styled("bold", found["title"] or found["name"]))
     for name, value in found["metrics"].items():
         out.print(f"  {metrics.column(name).heading} {metrics.text(value, name)}")
     for content in found["tables"]:
         columns = Metrics.of({"metric_columns": content["columns"]})
-        table = Table(title=content["title"], title_justify="left", box=None, header_style="bold", pad_edge=False)
+        table = Sheet(title=content["title"])
         names = [c["name"] for c in content["columns"]]
         for name in names:
             table.add_column(columns.column(name).heading, justify="right")
@@ -102,7 +103,7 @@ def show_found(found: Mapping[str, Any]) -> None:
             table.add_row(*(columns.text(line[n], n) for n in names))
         out.print(table)
         if len(content["rows"]) > MOST_ROWS:
-            out.print(f"[dim]the first {MOST_ROWS} of {len(content['rows'])} rows[/]")
+            out.print(styled("dim", f"the first {MOST_ROWS} of {len(content['rows'])} rows"))
 
 
 MOST_ROWS = 20
@@ -139,14 +140,10 @@ def certificate_line(found: Mapping[str, Any]) -> str:
     )
 
 
-def merge_table(merged: Mapping[str, Any], metrics: Metrics) -> Table:
+def merge_table(merged: Mapping[str, Any], metrics: Metrics) -> Sheet:
     """The objective and the verdict's metric of a mean of networks, and how far they are above the networks' own."""
-    table = Table(
+    table = Sheet(
         title=f"The mean of {len(merged['networks'])} networks ({merged['method']}), with bootstrap intervals",
-        title_justify="left",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
     )
     columns = (metrics.objective, metrics.judged)  # the others are in merge.csv
     table.add_column("network")
@@ -154,23 +151,19 @@ def merge_table(merged: Mapping[str, Any], metrics: Metrics) -> Table:
         table.add_column(_headed(name, metrics), justify="right")
         table.add_column("above_mean", justify="right")
     for row in merged["merged"]:
-        cells = []
+        cells: list[str | Text] = []
         for name in columns:
             cells += [metrics.text(row[name], name), _interval(row[f"{name}_above_mean"], name, metrics)]
         table.add_row(row["network"], *cells)
     return table
 
 
-def barrier_table(rows: Sequence[dict[str, Any]], metrics: Metrics) -> Table:
+def barrier_table(rows: Sequence[dict[str, Any]], metrics: Metrics) -> Sheet:
     """A column a path; for each metric its ends, its highest value, and the barrier by every convention."""
     titles = list(dict.fromkeys(r["path"] for r in rows))
     by_place = {(r["metric"], r["path"]): r for r in rows}
-    table = Table(
+    table = Sheet(
         title=f"Barriers, with bootstrap intervals (loss is {metrics.columns[0].name} plus the weight-decay term)",
-        title_justify="left",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
         collapse_padding=True,
         padding=(0, 2),
     )
@@ -180,7 +173,7 @@ def barrier_table(rows: Sequence[dict[str, Any]], metrics: Metrics) -> Table:
     for metric in dict.fromkeys(r["metric"] for r in rows):
         here = [by_place[metric, title] for title in titles]
         read = metrics.column(metric).text
-        table.add_row(f"[bold]{metrics.label(metric)}[/]")
+        table.add_row(styled("bold", metrics.label(metric)))
         table.add_row("  ends", *(f"{read(r['start'])}, {read(r['end'])}" for r in here))
         table.add_row("  maximum", *(read(r["max"]) for r in here))
         for name in CONVENTIONS:
@@ -196,7 +189,7 @@ def show_sweep(jobs: Sequence[dict[str, Any]], gathered: Sequence[dict[str, Any]
     words = [" ".join(o for o in each if o not in common) for each in given]
     for job, what in zip(jobs, words, strict=True):
         if "error" in job:
-            table.add_row(what, "[red]failed[/]")  # why is on stderr, too long for a cell
+            table.add_row(what, styled("red", "failed"))  # why is on stderr, too long for a cell
         for row in _path_rows(job):
             table.add_row(what, *row)
             what = ""
@@ -209,7 +202,7 @@ def show_sweep(jobs: Sequence[dict[str, Any]], gathered: Sequence[dict[str, Any]
         out.print(table)
     for job, what in zip(jobs, words, strict=True):
         for merged in job.get("merged", []):
-            out.print(f"\n{what}", style="bold", markup=False)
+            out.print(f"\n{what}", style="bold")
             show_merged(merged, Metrics.of(job))
             runs = [s["directory"] for s in job["stages"]]
             out.print(next(f"{d}/" for d in runs if Found(Path(d)).kind == "merged"), soft_wrap=True)
@@ -232,12 +225,12 @@ def show_run(result: dict[str, Any], gathered: Sequence[dict[str, Any]]) -> None
         out.print(f"picture: {picture}", soft_wrap=True)
     lost = [row for row in result["stages"] if row["status"] in ("failed", "skipped")]
     if lost:
-        table = Table(title="Not done", title_justify="left", box=None, header_style="bold", pad_edge=False)
+        table = Sheet(title="Not done")
         for name in ("stage", "status", "why", "see"):
             table.add_column(name, overflow="fold")
         for row in lost:
             see = f"{row['directory']}/log.txt" if row["status"] == "failed" else ""
-            table.add_row(f"{row['stage']} {row['name']}", f"[red]{row['status']}[/]", row["why"], see)
+            table.add_row(f"{row['stage']} {row['name']}", styled("red", row["status"]), row["why"], see)
         out.print()
         out.print(table)
 
@@ -248,27 +241,29 @@ def _show_means(gathered: Sequence[dict[str, Any]]) -> None:
         out.print()
         show_gathered(several, "t", 0.95)
         if len(several) < len(gathered):
-            out.print(f"[dim]not shown: {len(gathered) - len(several)} of one run each (modeconn gather has them)[/]")
+            said = f"not shown: {len(gathered) - len(several)} of one run each (modeconn gather has them)"
+            out.print(styled("dim", said))
 
 
 def show_gathered(rows: Sequence[dict[str, Any]], interval: str, confidence: float) -> None:
     """Groups of runs with means over them."""
     heads, cells = as_table(rows)
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Sheet()
     for head in heads:
         table.add_column(head, justify="right" if head in ("n", "std", "interval") or "." in head else "left")
     for line in cells:
-        table.add_row(*(c.replace("[", "\\[") for c in line))
+        table.add_row(*line)
     out.print(table)
     how = {"t": "Student's t", "bootstrap": "bootstrap over the runs"}[interval]
-    out.print(f"[dim]mean, std and {100 * confidence:g}% interval ({how}) over n runs[/]")
+    out.print(styled("dim", f"mean, std and {100 * confidence:g}% interval ({how}) over n runs"))
     if any(row["shared_endpoints"] for row in rows):
-        out.print("[yellow]some runs share an endpoint, so they are not independent and intervals are too narrow[/]")
+        said = "some runs share an endpoint, so they are not independent and intervals are too narrow"
+        out.print(styled("yellow", said))
 
 
 def show_symmetries(found: dict[str, Any]) -> None:
     """The permutation groups of an architecture."""
-    table = Table(title="Permutation groups", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Sheet(title="Permutation groups")
     table.add_column("size", justify="right")
     table.add_column("how many", justify="right")
     table.add_column("runs along", overflow="fold")
@@ -282,17 +277,17 @@ def show_symmetries(found: dict[str, Any]) -> None:
         f"{', '.join(found['in_place']) or 'nothing'}."
     )
     for name, held in found["pinned_by"].items():
-        out.print(f"[yellow]{name} needs an order or is not known, and holds in place {_first(held)}[/]")
+        out.print(styled("yellow", f"{name} needs an order or is not known, and holds in place {_first(held)}"))
 
 
 def _first(places: Sequence[str], most: int = 6) -> str:
     more = len(places) - most
-    return ", ".join(places[:most]).replace("[", "\\[") + (f" and {more} more" if more > 0 else "")
+    return ", ".join(places[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def show_tables(tables: Sequence[Any]) -> None:
     """The published tables that `modeconn reproduce` knows."""
-    table = Table(title="Published tables", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Sheet(title="Published tables")
     for name in ("table", "what", "scales", "runs now", "needs first"):
         table.add_column(name, overflow="fold")
     for t in tables:
@@ -304,29 +299,31 @@ def show_reproduction(
     content: dict[str, Any], scale: str, differs: dict[str, list[str]], cells: Sequence[dict[str, Any]]
 ) -> None:
     """Ours beside the published figures, under a heading that says how far this is a reproduction."""
-    out.print(f"[bold]{content['title']}[/]")
+    out.print(styled("bold", content["title"]))
     if differs:
-        out.print(f"[yellow]scale {scale}: not a reproduction. What differs from the paper's own recipe:[/]")
+        said = f"scale {scale}: not a reproduction. What differs from the paper's own recipe:"
+        out.print(styled("yellow", said))
         for row, changes in differs.items():
             out.print(f"  {row}: {', '.join(changes)}", soft_wrap=True)
     else:
         out.print(f"scale {scale}: the paper's own data and recipe")
     for note in content.get("notes", []):
-        out.print(f"[dim]note: {note}[/]")
+        out.print(styled("dim", f"note: {note}"))
     if not cells:
         return
     out.print()
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Sheet()
     for name in ("published row", "method", "metric", "", "ours", "n", "published", "difference", "source"):
         table.add_column(name, justify="right" if name in ("ours", "n", "published", "difference") else "left")
     shown = ""
     for c in cells:
         row = f"{c['dataset']} {c['architecture']}"
         std = f" ± {c['std']:.2g}" if c["std"] is not None else ""
-        ours = f"[dim]needs {c['needs']}[/]" if c["needs"] else "" if c["ours"] is None else f"{c['ours']:.4g}{std}"
+        figure = "" if c["ours"] is None else f"{c['ours']:.4g}{std}"
+        ours = styled("dim", f"needs {c['needs']}") if c["needs"] else figure
         spread = f" ± {c['spread']:g}" if c["spread"] is not None else ""
         difference = "" if c["difference"] is None else f"{c['difference']:+.3g}"
-        source = c["source"] + ("" if c["verified"] else " [yellow](unverified)[/]")
+        source = joined(c["source"], *([] if c["verified"] else [styled("yellow", " (unverified)")]))
         table.add_row(
             row if row != shown else "",
             c["method"],
@@ -342,9 +339,9 @@ def show_reproduction(
     out.print(table)
 
 
-def _paths_table(title: str, first: str, jobs: Sequence[Mapping[str, Any]]) -> Table:
+def _paths_table(title: str, first: str, jobs: Sequence[Mapping[str, Any]]) -> Sheet:
     """An empty table of the barriers of jobs' paths, in their tasks' words."""
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Sheet(title=title)
     main = [Metrics.of(job).main for job in jobs if job.get("verdicts")] or [Metrics.of({}).main]
     barriers = [" or ".join(dict.fromkeys(f"{m[k].replace('_', '-')} barrier" for m in main)) for k in (0, 1)]
     for name in (first, "path", *barriers, "connected"):
@@ -352,7 +349,7 @@ def _paths_table(title: str, first: str, jobs: Sequence[Mapping[str, Any]]) -> T
     return table
 
 
-def _path_rows(job: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def _path_rows(job: dict[str, Any]) -> list[tuple[str, Text, Text, str]]:
     """Path, both barriers by the verdict's convention, and verdict, in the order of the job's verdicts."""
     by_place = {(r["endpoints"], r["path"], r["metric"]): r for r in job.get("barriers", [])}
     metrics = Metrics.of(job)
@@ -364,8 +361,8 @@ def _path_rows(job: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _interval(value: dict[str, float] | None, metric: str, metrics: Metrics) -> str:
+def _interval(value: dict[str, float] | None, metric: str, metrics: Metrics) -> Text:
     if value is None:
-        return "–"
+        return Text("–")
     middle, low, high = (metrics.text(value[k], metric) for k in ("value", "low", "high"))
-    return f"{middle} [dim]\\[{low}, {high}][/]"
+    return joined(f"{middle} ", styled("dim", f"[{low}, {high}]"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.report.gather import whole
 from modeconn_cli.report.tables import drawing_order
 from modeconn_cli.runs.find import Found, endpoints_of, find, find_all, require_done
 from modeconn_cli.work.command import first_command
@@ -21,16 +22,18 @@ class Reported:
     others: Sequence[Found] = ()
 
 
-def choose_measured(root: Path, wanted: Sequence[str], everything: bool = False) -> list[Found]:
+def choose_measured(
+    root: Path, wanted: Sequence[str], everything: bool = False, say: Callable[[str], None] = lambda _: None
+) -> list[Found]:
     """The measured paths that a person means, each in its newest version.
 
     One run: every path between its endpoints. Several: just those. None: those between the endpoints of the newest,
-    or ``everything``.
+    or ``everything``. ``say`` is told of damaged runs, which are left out.
 
     Raises:
         UserError: no such run, or nothing measured between its endpoints.
     """
-    measured = [r for r in find_all(root) if r.status == "done" and r.kind == "path"]
+    measured = [r for r in whole(find_all(root), say) if r.kind == "path"]
     if not measured:
         raise UserError(f"nothing has been measured under {root}/ yet: `modeconn {first_command().name}` first.")
     if len(wanted) > 1:
@@ -43,6 +46,8 @@ def choose_measured(root: Path, wanted: Sequence[str], everything: bool = False)
         fitting = measured
     else:
         origin = find(root, wanted[0]) if wanted else measured[-1]
+        if origin.status != "unfinished":
+            require_done(origin)
         ends = endpoints_of(origin) if origin.status != "unfinished" else ()
         fitting = [r for r in measured if ends and endpoints_of(r) == ends]
         if not fitting:
@@ -54,13 +59,15 @@ def choose_measured(root: Path, wanted: Sequence[str], everything: bool = False)
     return sorted(newest.values(), key=drawing_order)
 
 
-def choose_reported(root: Path, wanted: Sequence[str]) -> Reported:
+def choose_reported(root: Path, wanted: Sequence[str], say: Callable[[str], None] = lambda _: None) -> Reported:
     """What a report is about: the runs that are named and the paths that go with them, or everything.
+
+    ``say`` is told of damaged runs, which are left out.
 
     Raises:
         UserError: as choose_measured, where there is nothing else.
     """
-    done = sorted((r for r in find_all(root) if r.status == "done"), key=lambda r: r.number)
+    done = sorted(whole(find_all(root), say), key=lambda r: r.number)
     means = [r for r in done if r.kind == "merged"]
     others = [r for r in done if not r.kind and r.read("summary.json")]
     if not wanted:

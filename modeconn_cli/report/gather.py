@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import yaml
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.results import SUMMARY, Metrics
-from modeconn_cli.runs.find import Found, endpoints_behind, endpoints_of
+from modeconn_cli.runs.directory import cell
+from modeconn_cli.runs.find import Found, endpoints_behind, endpoints_of, how_it_is_not_whole, is_version
 from modeconn_cli.settings import choices, not_identifying
 
 REPLICATION = ("seed", "endpoints.seeds", "curve.seed")
@@ -41,7 +43,7 @@ class Record:
 
 def record(run: Found) -> Record:
     """Read a finished run."""
-    settings = {**run_settings(run), **_inputs(run)}
+    settings = {**run_settings(run), **inputs_of(run)}
     summary = run.read(SUMMARY)
     metrics = Metrics.of(summary)
     if "barriers" not in summary:
@@ -60,7 +62,7 @@ def record(run: Found) -> Record:
     return Record(run, summary["path"], settings, results, usual, ends, metrics)
 
 
-def _inputs(run: Found) -> dict[str, Any]:
+def inputs_of(run: Found) -> dict[str, Any]:
     """What a run's inputs hold, by checksum: the data, endpoints that come from files, code of one's own."""
     found: dict[str, Any] = {"dataset.sha256": run.read("provenance.json").get("dataset_sha256", "")[:10]}
     files = []
@@ -77,19 +79,26 @@ def _inputs(run: Found) -> dict[str, Any]:
 
 def run_settings(run: Found) -> dict[str, Any]:
     """The settings, flat, that a run's result depends on."""
-    path = run.folder / "config.yaml"
-    content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
     groups, aside = run.groups, not_settings()
-    flat = {k: v for k, v in flatten(content).items() if k.split(".")[0] in groups and k not in aside}
-    if flat.get("task.kind") in ("auto", "classify"):  # for those the data say what is learnt
-        flat = {k: v for k, v in flat.items() if not k.startswith("task.")}
-    method = choices("rebasin").get(flat.get("rebasin.method", "none"))
+    try:
+        flat = flatten(yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8")))
+        flat = {k: v for k, v in flat.items() if k.split(".")[0] in groups and k not in aside}
+        if flat.get("task.kind") in ("auto", "classify"):  # for those the data say what is learnt
+            flat = {k: v for k, v in flat.items() if not k.startswith("task.")}
+        method = choices("rebasin").get(flat.get("rebasin.method", "none"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
+        return {}  # of a run that is damaged, which its status says
     used = {f.name for f in fields(method)} if method else None  # what is not installed here used all that it has
     return {k: v for k, v in flat.items() if used is None or not k.startswith("rebasin.") or k[8:] in used}
 
 
+def settings_of(content: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a whole configuration, flat, that are also among others."""
+    return {k: v for k, v in flatten(content).items() if k in like}
+
+
 def not_settings() -> set[str]:
-    """What identifies no result but names, and where endpoints lie: what those are, :func:`_inputs` says."""
+    """What identifies no result but names, and where endpoints lie: what those are, :func:`inputs_of` says."""
     return {*(k for k in not_identifying() if not k.endswith(".name")), "endpoints.checkpoints"}
 
 
@@ -155,8 +164,10 @@ def aggregate(values: Sequence[float], interval: str, confidence: float) -> Aggr
     return Aggregate(mean, std, n, float(low), float(high))
 
 
-def choose(root: Path, patterns: Sequence[str]) -> list[Found]:
+def choose(root: Path, patterns: Sequence[str], say: Callable[[str], None] = lambda _: None) -> list[Found]:
     """Finished runs under directories, pictures aside; of several versions of a result, the newest.
+
+    ``say`` is told of those that are left out because they are damaged.
 
     Raises:
         UserError: a pattern that nothing fits.
@@ -165,7 +176,7 @@ def choose(root: Path, patterns: Sequence[str]) -> list[Found]:
     for pattern in patterns or [str(root)]:
         base = Path(pattern)
         places = [base] if base.exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-        runs = [r for place in places for r in _inside(place)]
+        runs = [r for place in places for r in whole(_inside(place), say)]
         if not runs:
             raise UserError(
                 f"{pattern!r} holds no finished run: give an output directory, or a pattern of run directories."
@@ -178,9 +189,38 @@ def choose(root: Path, patterns: Sequence[str]) -> list[Found]:
 
 
 def _inside(place: Path) -> list[Found]:
-    """The finished runs at or below a directory."""
-    folders = [p.parent for p in sorted(place.rglob("DONE"))]
-    return [f for f in map(Found, folders) if f.kind != "picture" and f.status == "done"]
+    """The finished runs at or below a directory, damaged ones among them."""
+    folders = [p.parent for p in sorted(place.rglob("DONE")) if is_version(p.parent)]
+    return [f for f in map(Found, folders) if f.kind != "picture"]
+
+
+def _try_summary(run: Found) -> None:
+    """Look up what tables and pages take from a measured path's summary; of runs without sums it may be anything."""
+    if run.kind != "path":
+        return
+    summary = run.read(SUMMARY)
+    metrics = Metrics.of(summary)
+    for name in metrics.names:
+        float(summary["columns"][name]["max"]) + float(summary["barriers"][name][metrics.convention]["value"])
+    str(summary["path"] + summary["task"]["endpoints"] + summary["verdict"]["connected"])
+
+
+def whole(runs: Iterable[Found], say: Callable[[str], None] = lambda _: None) -> list[Found]:
+    """The finished runs whose files are as they were finished and can be read; ``say`` is told of damaged ones."""
+    found = []
+    for run in runs:
+        damage = run.damage
+        if damage:
+            if damage != "unfinished":
+                say(f"left out: {how_it_is_not_whole(run)}")
+            continue
+        try:
+            _try_summary(run)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            say(f"left out: {run.folder} is damaged: summary.json lacks {error}. Run its command again with --force.")
+            continue
+        found.append(run)
+    return found
 
 
 def gather(
@@ -318,7 +358,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[st
 
 
 def as_markdown(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *cells]
+    lines = [[_markdown(h) for h in heads], ["---"] * len(heads), *([_markdown(c) for c in line] for line in cells)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -341,10 +381,35 @@ def as_latex(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     )
 
 
+_TEX = {
+    **{c: f"\\{c}" for c in "_%&#${}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+}
+
+
 def _tex(text: str) -> str:
-    for plain, tex in (("\\", r"\textbackslash "), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
-        text = text.replace(plain, tex)
-    return text
+    """Text as LaTeX sets it, on one line.
+
+    >>> print(_tex("a_1 $x$ 5%"))
+    a\\_1 \\$x\\$ 5\\%
+    """
+    return "".join(_TEX.get(c, c) for c in " ".join(text.splitlines()))
+
+
+def _markdown(text: str) -> str:
+    """Text as a cell of a Markdown table shows it: nothing of it ends the cell, or is emphasis, code, a link or HTML.
+
+    >>> print(_markdown("a|b *c* test_error"))
+    a\\|b \\*c\\* test_error
+    """
+    text = re.sub(r"([\\`*|~]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|(?<=\])\()", r"\\\1", " ".join(text.splitlines()))
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -361,5 +426,5 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         found = row["metrics"]
         figures = [repr(found[m][p]) if m in found else "" for m in metrics for p in parts]
-        writer.writerow([*(row[k] for k in settings), *figures])
+        writer.writerow([*(cell(row[k]) for k in settings), *figures])
     return buffer.getvalue()

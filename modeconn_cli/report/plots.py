@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,9 +70,11 @@ def save(paths: Sequence[PathResult], heading: str, file: Path, kind: str) -> No
         "svg.fonttype": "none",
         "axes.titlesize": 10,
         "legend.frameon": False,
+        "text.parse_math": False,  # a name with a $ in it is a name
     }
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    with rc_context(settings):
+    with rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a name in letters the font has not
         _draw(paths, heading).savefig(file, format=kind, dpi=200, metadata=metadata)
 
 
@@ -165,7 +168,7 @@ def draw_panel(axes: Axes, paths: Sequence[PathResult], column: str, name: str) 
     else:
         axes.set_ylim(bottom=0 if min(lows) < 0.5 * max(highs) else None)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("Position along the path, $t$")
-    axes.set_title(name, loc="left")
+    axes.set_xlabel("Position along the path, $t$", parse_math=True)
+    axes.set_title(name, loc="left", parse_math=False)
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,17 @@ def write_figure(folders: Sequence[Path], file: Path, kind: str) -> None:
     save(paths, heading(paths), file, kind)
 
 
-def plot_runs(root: Path, wanted: Sequence[str], output: Path | None) -> list[Path]:
-    """Draw the measured paths that a person means; the files drawn.
+def plot_runs(
+    root: Path, wanted: Sequence[str], output: Path | None, say: Callable[[str], None] = lambda _: None
+) -> list[Path]:
+    """Draw the measured paths that a person means; the files drawn. ``say`` is told of runs that are left out.
 
     Raises:
         UserError: as choose_measured, or an unknown kind of file.
     """
     if output is not None and output.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--output {output}: end it in .png, .svg or .pdf.")
-    chosen = choose_measured(root, wanted)
+    chosen = choose_measured(root, wanted, say=say)
     folders = [r.folder for r in chosen]
     if output is not None:
         with writable(output, "--output FILE"):
