@@ -105,6 +105,7 @@ def gather(
     modeconn gather --by architecture --over seed, or modeconn gather 'outputs/evaluate/*resnet20*' --format latex.
     """
     from modeconn_cli.front.terminal import show_gathered
+    from modeconn_cli.report import formats
     from modeconn_cli.report import gather as g
 
     for flag, value, allowed in (("--interval", interval, INTERVALS), ("--format", form, FORMATS)):
@@ -116,11 +117,11 @@ def gather(
     if as_json:
         print_json({"command": "gather", "interval": interval, "confidence": confidence, "rows": without_nan(rows)})
     elif form == "csv":
-        print(g.as_csv(rows), end="")
+        print(formats.as_csv(rows), end="")
     elif form == "table":
         show_gathered(rows, interval, confidence)
     else:
-        print({"markdown": g.as_markdown, "latex": g.as_latex}[form](*g.as_table(rows)))
+        print({"markdown": formats.as_markdown, "latex": formats.as_latex}[form](*formats.as_table(rows)))
 
 
 def reproduce(

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.front.console import STATUS_STYLE, Sheet, joined, out, styled
-from modeconn_cli.report.gather import as_table, count
+from modeconn_cli.report.formats import as_table
+from modeconn_cli.report.gather import count
 from modeconn_cli.results import Metrics
 from modeconn_cli.runs.find import Found
 
