@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -119,6 +119,19 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+def as_flags(words: list[str]) -> list[str]:
+    """A command line where runtime.output_dir=DIR, of a command that takes no settings, is its --output-dir DIR."""
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        if word in getattr(command, "commands", {}):
+            command = command.commands[word]
+    names = {p.name for p in command.params}
+    if "output_dir" not in names or "overrides" in names:
+        return words
+    key = "runtime.output_dir="
+    return [part for w in words for part in (["--output-dir", w[len(key) :]] if w.startswith(key) else [w])]
+
+
 def answer() -> int:
     """The exit code, after everything is said."""
     failure: tuple[str, int] | None = None
@@ -126,7 +139,7 @@ def answer() -> int:
     try:
         if BROKEN:
             raise BROKEN[0]
-        code = app(standalone_mode=False)
+        code = app(args=as_flags(sys.argv[1:]), standalone_mode=False)
     except CommandLineError as error:
         said = error.format_message() if hasattr(error, "format_message") else str(error)
         hint = "; settings are given as key=value, without dashes." if "No such option" in said else ""

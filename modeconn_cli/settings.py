@@ -178,6 +178,7 @@ def keyword_option(name: str, kind: str, default: Any, doc: str) -> Callable[[ty
 
 
 LARGEST_SEED = 2**31 - 1
+LARGEST_NUMBER = 3.4e38  # of float32
 
 
 class Name(StrEnum):
@@ -308,6 +309,8 @@ def check(node: Any, prefix: str = "") -> None:
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, float) and not math.isfinite(item):
                 raise UserError(f"{key}={item} is not a number to work with; give a finite one.")
+            if isinstance(item, float) and abs(item) > LARGEST_NUMBER:
+                raise UserError(f"{key}={item} is more than a network's numbers hold ({LARGEST_NUMBER:g}); give less.")
             if isinstance(item, int | float) and not isinstance(item, bool):
                 _check_range(key, item, f.metadata["limits"])
 

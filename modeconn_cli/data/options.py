@@ -163,7 +163,9 @@ class Table(Dataset):
 class TwoSpirals(Dataset):
     """Points of the plane on two interleaved arms, generated; two classes."""
 
-    examples: int = option(2000, "Training points, both spirals together; as many again are the test split.", ge=4)
+    examples: int = option(
+        2000, "Training points, both spirals together; as many again are the test split.", ge=4, le=10_000_000
+    )
     turns: float = option(1.75, "Turns of each arm.", gt=0)
     noise: float = option(0.04, "Standard deviation of the noise, in units of the outer radius.", ge=0)
 

@@ -26,9 +26,9 @@ class PathOf(Name):
 @choice("interpolation", "interpolation")
 @dataclass
 class Interpolation:
-    points: int = option(61, "Evenly spaced values of t, both ends included.", ge=2)
+    points: int = option(61, "Evenly spaced values of t, both ends included.", ge=2, le=10_001)
     search_max: int = option(
-        8, "Further evaluations that search for the highest train loss between grid points; 0: none.", ge=0
+        8, "Further evaluations that search for the highest train loss between grid points; 0: none.", ge=0, le=1000
     )
     batch_size: int = option(1000, "Examples of a forward pass; changes rounding only.", ge=1, identity=False)
     batch_norm: BatchNorm = option(
@@ -44,7 +44,9 @@ class Interpolation:
     train_examples: int | None = option(
         None, "Training examples that train_* columns are measured on (a fixed draw); null: all.", ge=2
     )
-    bootstrap: int = option(1000, "Bootstrap resamples of the examples behind every interval.", ge=20, identity=False)
+    bootstrap: int = option(
+        1000, "Bootstrap resamples of the examples behind every interval.", ge=20, le=1_000_000, identity=False
+    )
     confidence: float = option(0.95, "Coverage of the intervals.", gt=0, lt=1, identity=False)
     connected_below: float = option(
         2.0,

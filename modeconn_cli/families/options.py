@@ -63,7 +63,7 @@ class Curve(Training):
 class Bends(Curve):
     """A path that is told by how many control points it has between its ends."""
 
-    bends: int = option(1, "Control points between the ends.", ge=1)
+    bends: int = option(1, "Control points between the ends.", ge=1, le=1000)
 
     @property
     def tag(self) -> str:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from modeconn_cli import settings
 from modeconn_cli.errors import RunFailed, UserError
-from modeconn_cli.front.explain import check_form, explain, suggest
+from modeconn_cli.front.explain import check_form, check_sweep, explain, suggest
+from modeconn_cli.front.files import check_files, chosen_files, complaint, without_package
 from modeconn_cli.front.overrides import (
     all_keys,
     conf_dir,
@@ -65,21 +66,24 @@ def compose(overrides: Sequence[str], flags: Sequence[str] = (), config_dir: str
         UserError: an override or a file cannot be composed.
     """
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf.errors import OmegaConfBaseException
 
     jobs: list[Job] = []
 
     def keep(cfg: DictConfig) -> None:
         given = without_outside_defaults(HydraConfig.get().overrides.task)
         try:
-            jobs.append(Job(given, to_config(cfg)))
+            jobs.append(Job(given, to_config(cfg, given, config_dir)))
         except UserError as error:  # raised here, Hydra would print lines of its own
             jobs.append(Job(given, error))
+        except OmegaConfBaseException as error:
+            jobs.append(Job(given, UserError(explain(error, given, config_dir))))
 
     # Composing is quick: whatever launches the jobs later, it is done here and in turn. Hydra keeps records of its
     # own of a sweep; the run directories say all that there is to say.
     elsewhere = ("hydra/launcher=", "hydra.launcher.", "hydra.sweep.dir=")
     here = [o for o in overrides if not o.startswith(elsewhere)]
-    asks_hydra = any(o.lstrip("+~").startswith("hydra") or "${" in o for o in here)
+    asks_hydra = any(o.lstrip("+~").startswith("hydra") or "${hydra" in o or "${now" in o for o in here)
     if config_dir is None and not asks_hydra and not conf_directories() and list(flags) in ([], ["--multirun"]):
         return _compose_directly(here, sweep="--multirun" in flags)
     with tempfile.TemporaryDirectory() as scratch:
@@ -101,7 +105,9 @@ def _compose_directly(overrides: Sequence[str], sweep: bool) -> list[Job]:
 
         parser, parts = OverridesParser.create(), [given]
         if sweep:
-            (parts,) = BasicSweeper.split_arguments(parser.parse_overrides(given), None)
+            asked = parser.parse_overrides(given)
+            check_sweep(asked)
+            (parts,) = BasicSweeper.split_arguments(asked, None)
         for part in parts:
             values = parser.parse_overrides([o for o in part if not _CHOICE.fullmatch(o)])
             if any(v.is_sweep_override() or v.key_or_group in groups() for v in values):  # Hydra has words for these
@@ -110,7 +116,7 @@ def _compose_directly(overrides: Sequence[str], sweep: bool) -> list[Job]:
                 cfg = copy.deepcopy(_composed(tuple(o for o in part if _CHOICE.fullmatch(o))))
                 ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
             try:
-                jobs.append(Job(part, to_config(cfg)))
+                jobs.append(Job(part, to_config(cfg, part)))
             except UserError as error:
                 jobs.append(Job(part, error))
     return jobs
@@ -156,8 +162,10 @@ def _speaking_hydra(overrides: Sequence[str], config_dir: str | None) -> Iterato
         check_form(override, overrides, config_dir)
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir} is not a directory; give one with files such as dataset/mine.yaml.")
+    check_files(overrides, config_dir)
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ["MODECONN_COMMAND"] = shlex.join(["modeconn", *sys.argv[1:]])
+    import yaml
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -170,7 +178,7 @@ def _speaking_hydra(overrides: Sequence[str], config_dir: str | None) -> Iterato
         if conf_directories() and not any(o.startswith("hydra.searchpath=") for o in given):
             given.append(f"hydra.searchpath=[{','.join(f'file://{d}' for d in conf_directories())}]")
         yield given
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(explain(error, overrides, config_dir)) from None
 
 
@@ -277,8 +285,8 @@ def register_nodes() -> None:
                 store.store(group=group, name=name, node=node)
 
 
-def to_config(cfg: DictConfig) -> settings.Config:
-    """The composed tree as dataclasses."""
+def to_config(cfg: DictConfig, overrides: Sequence[str] = (), config_dir: str | None = None) -> settings.Config:
+    """The composed tree as dataclasses; what is wrong is said of the overrides and the files that they choose."""
     from omegaconf import OmegaConf
 
     parts: dict[str, Any] = {}
@@ -293,8 +301,12 @@ def to_config(cfg: DictConfig) -> settings.Config:
     for group, node in parts.items():
         known = {f.name for f in dataclasses.fields(node)}
         unknown += [f"{group}.{k}" for k in cfg[group] if k not in known]
+    if unknown and unknown[0] in groups(config_dir):  # whose files set what stands elsewhere
+        files = [file for group, file in chosen_files(overrides, config_dir) if group == unknown[0]]
+        raise UserError(complaint(overrides, config_dir) or without_package(files[0] if files else Path(unknown[0])))
     if unknown:
-        raise UserError(f"{unknown[0]}: no such key{suggest(unknown[0], all_keys([]), 'did you mean {}?')}")
+        near = suggest(unknown[0], all_keys([]), "did you mean {}?")
+        raise UserError(complaint(overrides, config_dir) or f"{unknown[0]}: no such key{near}")
     if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool):
         raise UserError(
             f"seed={cfg.seed} is not a whole number; give one, as seed=1, or several with --multirun seed=0,1,2."

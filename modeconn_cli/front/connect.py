@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.front.flags import AsJson, Overrides, Quiet
+from modeconn_cli.front.flags import AsJson, ConfigDir, DryRun, Force, Overrides, OwnOutputDir, Quiet
+from modeconn_cli.front.pipeline import placed
 from modeconn_cli.front.session import Session, complain, print_json
 
 
@@ -30,6 +31,10 @@ def connect(
             show_default=False,
         ),
     ] = None,
+    config_dir: ConfigDir = None,
+    output_dir: OwnOutputDir = None,
+    dry_run: DryRun = False,
+    force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -44,7 +49,13 @@ def connect(
     from modeconn_cli.results import Metrics
     from modeconn_cli.stages.connect import NAME
 
-    last, failed = measure(settings_for(first, second, model, data, overrides or []), curve, as_json, quiet)
+    more = [*(overrides or []), *placed(output_dir, overrides or [])]
+    given = settings_for(first, second, model, data, more, config_dir)
+    if dry_run:
+        show_what_would_run(given, curve, config_dir, as_json)
+    if force:
+        given.append("runtime.force=true")
+    last, failed = measure(given, curve, as_json, quiet, config_dir)
     entry = last.jobs[0]
     if last.code:
         if as_json:
@@ -52,13 +63,7 @@ def connect(
         sys.exit(last.code)
     first, second = (str(e["from"]) for e in entry["endpoints"][:2])  # as they are told apart
     answer, sentence = connection(entry["verdicts"], first, second, Metrics.of(entry))
-    chance = 100 * (1 - 1 / max(last.classes, 1))
-    lost = [e["from"] for e in entry["endpoints"] if last.classes and e["test_error"] > 0.9 * chance]
-    if lost:
-        complain(
-            f"{' and '.join(lost)} do little better than chance ({chance:.0f}% error): were they trained on inputs "
-            "scaled otherwise? dataset.mean and dataset.std scale them."
-        )
+    say_what_knows_nothing(entry["endpoints"], last.classes)
     if as_json:
         verdict = {"answer": answer, "sentence": sentence}
         print_json({"command": NAME, "exit_code": failed, "verdict": verdict, **entry})
@@ -68,7 +73,38 @@ def connect(
     sys.exit(failed)
 
 
-def settings_for(first: str, second: str, model: str, data: str, overrides: Sequence[str]) -> list[str]:
+def say_what_knows_nothing(endpoints: Sequence[dict[str, Any]], classes: int) -> None:
+    """Warn of networks that do little better than chance, for which no path says anything."""
+    chance = 100 * (1 - 1 / max(classes, 1))
+    lost = [e["from"] for e in endpoints if classes and e["test_error"] > 0.9 * chance]
+    if lost:
+        complain(
+            f"{' and '.join(lost)} do little better than chance ({chance:.0f}% error): were they trained on inputs "
+            "scaled otherwise? dataset.mean and dataset.std scale them."
+        )
+
+
+def show_what_would_run(given: Sequence[str], curve: bool | None, config_dir: str | None, as_json: bool) -> NoReturn:
+    """The plan of everything that may be tried, and the end."""
+    from modeconn_cli.front.compose import compose
+    from modeconn_cli.stages.connect import NAME, epochs_of_a_first_answer
+
+    tried = {"aligned": True, "curve": curve is not False}
+    looked = Session(NAME, True, True, True, sweep=False)  # which finds how many examples there are
+    looked.guarded(lambda: looked.run(compose(given, config_dir=config_dir)))
+    planned = Session(NAME, True, as_json, True, sweep=False, arguments=tried)
+    if looked.code:
+        planned.jobs, planned.code = looked.jobs, looked.code
+        planned.close()
+    (job,) = compose(given, config_dir=config_dir)
+    epochs = f"curve.epochs={epochs_of_a_first_answer(job.config.curve, looked.train_examples)}"
+    planned.guarded(lambda: planned.run(compose([epochs, *given], config_dir=config_dir)))
+    planned.close()
+
+
+def settings_for(
+    first: str, second: str, model: str, data: str, overrides: Sequence[str], config_dir: str | None = None
+) -> list[str]:
     """The overrides behind a command line of connect.
 
     Raises:
@@ -76,7 +112,7 @@ def settings_for(first: str, second: str, model: str, data: str, overrides: Sequ
     """
     from modeconn_cli.front.overrides import groups, quoted
 
-    named = groups()
+    named = groups(config_dir)
     if model in named["architecture"]:
         net = [f"architecture={model}"]
     elif ":" in model:
@@ -94,7 +130,9 @@ def settings_for(first: str, second: str, model: str, data: str, overrides: Sequ
     return [ends, *net, *examples, "endpoints.weight_decay=0", "curve.weight_decay=0", *overrides]
 
 
-def measure(given: Sequence[str], curve: bool | None, as_json: bool, quiet: bool) -> tuple[Session, int]:
+def measure(
+    given: Sequence[str], curve: bool | None, as_json: bool, quiet: bool, config_dir: str | None = None
+) -> tuple[Session, int]:
     """The straight line, after alignment where it does not join, and a curve where neither does or one is asked for.
 
     The session of the last plan that gave an answer, and the exit code of a curve that failed.
@@ -105,7 +143,7 @@ def measure(given: Sequence[str], curve: bool | None, as_json: bool, quiet: bool
     def ask(*more: str, curved: Sequence[str] = ()) -> Session:
         wanted = dict.fromkeys(more, True)
         session = Session(NAME, False, as_json, quiet, sweep=False, prints=False, arguments=wanted)
-        session.guarded(lambda: session.run(compose([*curved, *given])))
+        session.guarded(lambda: session.run(compose([*curved, *given], config_dir=config_dir)))
         return session
 
     def joined(session: Session) -> bool:
@@ -118,7 +156,7 @@ def measure(given: Sequence[str], curve: bool | None, as_json: bool, quiet: bool
         if aligned.code in (0, 130, 143):  # where it cannot be aligned its line has said so; a curve may join it still
             last, more = aligned, ["aligned"]
     if last.code == 0 and (curve or (curve is None and not joined(last))):
-        (job,) = compose(given)
+        (job,) = compose(given, config_dir=config_dir)
         epochs = epochs_of_a_first_answer(job.config.curve, last.train_examples)
         bent = ask(*more, "curve", curved=[f"curve.epochs={epochs}"])
         # A curve that fails has said so; what the straight lines gave is the answer still.

@@ -56,4 +56,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no stage lines; results only.")]
 
 
+OwnOutputDir = Annotated[
+    str | None,
+    typer.Option("--output-dir", metavar="DIR", help="Where runs are kept; runtime.output_dir=DIR is the same."),
+]
+
+
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where runs are kept.")]

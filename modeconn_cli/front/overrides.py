@@ -53,7 +53,7 @@ def quoted_references(override: str) -> str:
 
 def nearest(wrong: str, right: Sequence[str]) -> str:
     """The part of a sentence that offers the nearest right word; empty where nothing is near."""
-    near = difflib.get_close_matches(wrong, right, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(wrong.lower(), right, n=1, cutoff=0.4)
     return f"; did you mean {near[0]}?" if near else ""
 
 

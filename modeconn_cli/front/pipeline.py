@@ -6,7 +6,18 @@ import sys
 from collections.abc import Callable, Sequence
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.front.flags import AsJson, Cfg, ConfigDir, DryRun, Force, Info, Multirun, Overrides, Quiet
+from modeconn_cli.front.flags import (
+    AsJson,
+    Cfg,
+    ConfigDir,
+    DryRun,
+    Force,
+    Info,
+    Multirun,
+    Overrides,
+    OwnOutputDir,
+    Quiet,
+)
 from modeconn_cli.front.session import Session
 from modeconn_cli.work.command import Command
 
@@ -27,6 +38,7 @@ def pipeline(command: Command) -> Callable[..., None]:
         config_dir: ConfigDir = None,
         dry_run: DryRun = False,
         force: Force = False,
+        output_dir: OwnOutputDir = None,
         as_json: AsJson = False,
         quiet: Quiet = False,
     ) -> None:
@@ -34,6 +46,7 @@ def pipeline(command: Command) -> Callable[..., None]:
 
         given = list(overrides or [])
         given = [*chosen_for(command, given), *given]
+        given += placed(output_dir, given)
         given += [f"runtime.force={str(force).lower()}"] if force else []
         given += [f"runtime.dry_run={str(dry_run).lower()}"] if dry_run else []
         flags = ["--multirun"] if multirun else []
@@ -56,6 +69,22 @@ def pipeline(command: Command) -> Callable[..., None]:
 
     run.__doc__ = f"{command.help}\n\n{command.more}"
     return run
+
+
+def placed(output_dir: str | None, overrides: Sequence[str]) -> list[str]:
+    """--output-dir as an override.
+
+    Raises:
+        UserError: an override says otherwise.
+    """
+    if output_dir is None:
+        return []
+    from modeconn_cli.front.overrides import quoted
+
+    said = [o for o in overrides if o.startswith("runtime.output_dir=") and o.partition("=")[2] != output_dir]
+    if said:
+        raise UserError(f"--output-dir {output_dir} and {said[0]} are one setting; drop one.")
+    return [f"runtime.output_dir={quoted(output_dir)}"]
 
 
 def chosen_for(command: Command, overrides: Sequence[str]) -> list[str]:

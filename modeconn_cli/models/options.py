@@ -71,7 +71,7 @@ class OfThisPackage(Architecture):
 @dataclass
 class MLP(OfThisPackage):
     width: int = option(128, "Units of every hidden layer.", ge=1)
-    depth: int = option(3, "Hidden layers; a network of n linear layers has n - 1.", ge=0)
+    depth: int = option(3, "Hidden layers; a network of n linear layers has n - 1.", ge=0, le=1000)
     activation: Activation = option(Activation.relu, "Non-linearity after every hidden layer.")
     norm: Norm = option(Norm.none, "Normalisation before every non-linearity: batch, layer or none.")
 
@@ -112,7 +112,7 @@ class VGG(OfThisPackage):
 @choice("architecture", "resnet")
 @dataclass
 class ResNet(OfThisPackage):
-    depth: int = option(20, "6n + 2: 20, 32, 44, 56 or 110.", ge=8)
+    depth: int = option(20, "6n + 2: 20, 32, 44, 56 or 110.", ge=8, le=2000)
     width: float = option(1.0, "Multiplier of the 16, 32, 64 channels.", gt=0)
     norm: ImageNorm = option(
         ImageNorm.batch,
@@ -134,7 +134,7 @@ class ResNet(OfThisPackage):
 @choice("architecture", "preresnet")
 @dataclass
 class PreResNet(OfThisPackage):
-    depth: int = option(110, "110 or 164 (bottlenecks, 9n + 2); below 44 basic blocks, 6n + 2.", ge=8)
+    depth: int = option(110, "110 or 164 (bottlenecks, 9n + 2); below 44 basic blocks, 6n + 2.", ge=8, le=2000)
 
     @staticmethod
     def builder() -> Callable[..., nn.Module]:
@@ -146,7 +146,7 @@ class PreResNet(OfThisPackage):
 @choice("architecture", "wrn")
 @dataclass
 class WRN(OfThisPackage):
-    depth: int = option(28, "6n + 4.", ge=10)
+    depth: int = option(28, "6n + 4.", ge=10, le=2000)
     widen: int = option(10, "Widening factor.", ge=1)
     dropout: float = option(0.0, "Dropout inside every block.", ge=0, lt=1)
 
@@ -162,7 +162,7 @@ class WRN(OfThisPackage):
 class ViT(OfThisPackage):
     patch: int = option(4, "Side of a patch in pixels; it must divide the image's.", ge=1)
     dim: int = option(192, "Width of the token embeddings; heads must divide it.", ge=1)
-    depth: int = option(6, "Transformer blocks.", ge=1)
+    depth: int = option(6, "Transformer blocks.", ge=1, le=1000)
     heads: int = option(3, "Attention heads.", ge=1)
     mlp_ratio: float = option(2.0, "Hidden width of each block's MLP over dim.", gt=0)
     dropout: float = option(0.0, "Dropout in attention output and MLP.", ge=0, lt=1)

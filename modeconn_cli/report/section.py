@@ -172,9 +172,9 @@ def _how_measured(paths: Sequence[PathResult]) -> str:
         )
         searched = s["maximum"]["searched_between_grid_points"]
         search = " and a search between them for the highest train loss" if searched else ""
-        decay = s["weight_decay"] / 2
         plain = path.metrics.columns[0].title
-        losses = f"Losses add {decay:g}·‖w‖² to the {plain}." if decay else f"Losses are the {plain}."
+        decay = f"Losses are the {plain} plus weight decay, {s['weight_decay']:g}/2 · ‖w‖²."
+        losses = decay if s["weight_decay"] else f"Losses are the {plain}, without weight decay."
         text = (
             f"Over {splits}; {s['grid_points']} points{search}. Intervals: "
             f"{s['intervals']['method']}, {s['intervals']['resamples']} resamples, "

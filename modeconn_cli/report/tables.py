@@ -14,9 +14,12 @@ import pandas as pd
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.evaluation.measured import Question
 from modeconn_cli.matching.options import title_of
+from modeconn_cli.report.gather import REPLICATION, as_override, run_settings, varied
 from modeconn_cli.report.plots import PathResult
 from modeconn_cli.results import Metrics, read_summary
 from modeconn_cli.runs.find import Found, stands_on_curve
+
+MOST_KEYS = 2  # in a title
 
 
 def read_path(folder: Path, question: Question | None = None) -> PathResult:
@@ -32,9 +35,19 @@ def read_paths(folders: Sequence[Path]) -> list[PathResult]:
         paths = [replace(p, title=f"{p.title}, {endpoints_of(p)}") for p in paths]
     if len(methods_of(paths)) > 1:
         paths = [replace(p, title=f"{p.title} ({m.replace('_', '-')})") if (m := aligned_by(p)) else p for p in paths]
-    times = Counter(p.title for p in paths)  # of a kind of path that was fitted twice only the digest tells which
-    named = zip(paths, folders, strict=True)
-    return [replace(p, title=f"{p.title} ({Found(f).digest[:6]})") if times[p.title] > 1 else p for p, f in named]
+    times, named = Counter(p.title for p in paths), [*zip(paths, folders, strict=True)]
+    apart = _what_differs([f for p, f in named if times[p.title] > 1])
+    return [replace(p, title=f"{p.title} ({apart[f]})") if f in apart else p for p, f in named]
+
+
+def _what_differs(folders: Sequence[Path]) -> dict[Path, str]:
+    """By directory, the settings that tell runs from each other; where that are none or many, digests."""
+    settings = {folder: run_settings(Found(folder)) for folder in folders}
+    keys = [k for k in varied([*settings.values()]) if k not in REPLICATION]
+    named = {f: ", ".join(f"{k}={as_override(own.get(k))}" for k in keys) for f, own in settings.items()}
+    if 0 < len(keys) <= MOST_KEYS and len({*named.values()}) == len(named):
+        return named
+    return {folder: Found(folder).digest[:6] for folder in folders}
 
 
 def drawing_order(run: Found) -> tuple[bool, str, str]:

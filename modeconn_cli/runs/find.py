@@ -103,6 +103,8 @@ def run_names(root: Path) -> list[str]:
 def find(root: Path, wanted: str) -> Found:
     """The run a person means: a directory, or the beginning of a digest or name (its newest finished version).
 
+    The name of a stage is its newest finished run.
+
     Raises:
         UserError: none or several fit.
     """
@@ -122,6 +124,8 @@ def find(root: Path, wanted: str) -> Found:
             and (not slash or r.stage == stage)
             and (not version or r.version == f"v{version}")
         ]
+        if not fitting and (of_stage := [r for r in every if r.stage == wanted.rstrip("/")]):
+            return next((r for r in reversed(of_stage) if r.status == "done"), of_stage[-1])
     names = sorted({f"{r.stage}/{r.name}" for r in fitting})
     if len(names) > 1:
         raise UserError(
@@ -262,6 +266,15 @@ def require_undamaged(run: Found) -> Found:
     if run.damage not in ("", "unfinished"):
         raise UserError(how_it_is_not_whole(run))
     return run
+
+
+def run_around(file: Path) -> list[Path]:
+    """The directory of the run that a file lies in, if it does.
+
+    Raises:
+        UserError: that run is damaged.
+    """
+    return [require_undamaged(Found(file.parent)).folder] if is_version(file.parent) else []
 
 
 def how_it_is_not_whole(run: Found) -> str:

@@ -27,10 +27,17 @@ STEPS = 2000  # gradient steps of a curve; more are an option away
     listed=False,
 )
 def request(context: Context, aligned: bool = False, curve: bool = False) -> Request:
-    """The paths that :func:`paths_between` measures, and their picture."""
+    """The paths that :func:`paths_between` measures, and their picture; its own are those of what is asked for last."""
     start, end = two_of(endpoints(context), context, NAME)
     made, measured = paths_between(context, start, end, "weight" if aligned else None, curve)
-    return Request(own=[*made, *measured, Plot(context, measured)], beside=[start, end])
+    before: set[str] = set()
+    if aligned or curve:  # what an earlier request has made, which is not made again for this one
+        stages, paths = paths_between(context, start, end, "weight" if aligned and curve else None, False)
+        before = {s.identity.digest for s in [*stages, *paths]}
+    every = [*made, *measured]
+    own = [s for s in every if s.identity.digest not in before]
+    beside = [start, end, *(s for s in every if s.identity.digest in before)]
+    return Request(own=[*own, Plot(context, measured)], beside=beside)
 
 
 def paths_between(

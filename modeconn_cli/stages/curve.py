@@ -17,7 +17,7 @@ from modeconn_cli.families.options import Sampling
 from modeconn_cli.networks import read_metadata, read_state, write_control_points
 from modeconn_cli.results import Result, task_note
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.runs.find import Found, is_version, require_undamaged
+from modeconn_cli.runs.find import run_around
 from modeconn_cli.runs.references import parse
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, pair_label
 from modeconn_cli.stages.referenced import path_of
@@ -28,6 +28,8 @@ from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.fitting import fit
 from modeconn_cli.work.stage import Stage
+
+WEIGHT = 4  # bytes of a float32
 
 
 @command(
@@ -108,6 +110,11 @@ class FitCurve(Stage):
         options = self.context.config.curve
         return options.epochs * steps_per_epoch(len(self.context.data_on_host.train), options.batch_size)
 
+    @property
+    def memory(self) -> int:  # type: ignore[override]
+        """Control points, and a gradient and a velocity of each that is trained."""
+        return 3 * self.path.vertices * self.context.parameters * WEIGHT
+
     def check(self) -> None:
         """Raise UserError now, before anything is written, for a curve to start from that does not fit."""
         if self.begun_from is not None:
@@ -161,10 +168,7 @@ def curve_of(text: str, root: Path) -> tuple[Path, list[Path]]:
     if reference.selects:
         raise UserError(f"{text} is one network, and a curve starts from a whole curve: give RUN, or its checkpoint.")
     if reference.file is not None:
-        within = [reference.file.parent] if is_version(reference.file.parent) else []
-        for folder in within:
-            require_undamaged(Found(folder))
-        return reference.file, within
+        return reference.file, run_around(reference.file)
     run = reference.run(root)
     path = path_of(run)
     file = None if path is None or path.networks.family is None else path.networks[0].file

@@ -20,7 +20,7 @@ from modeconn_cli.evaluation.options import Interpolation, Renormalise
 from modeconn_cli.families.base import Array, coefficients_at
 from modeconn_cli.families.bezier import segment
 from modeconn_cli.networks import CHECKPOINT, Network, Networks, read_networks, read_state
-from modeconn_cli.runs.find import Found, endpoints_behind, is_version, require_undamaged, upstream_of
+from modeconn_cli.runs.find import Found, endpoints_behind, require_undamaged, run_around, upstream_of
 from modeconn_cli.runs.references import Reference, file_names, parse
 from modeconn_cli.settings import Config, choices, fields_off_default
 from modeconn_cli.work.context import Context
@@ -265,8 +265,8 @@ def networks_of(text: str, root: Path) -> Networks | None:
     reference = parse(text)
     if reference.selects:
         return None
-    if reference.file is not None and is_version(reference.file.parent):
-        require_undamaged(Found(reference.file.parent))
+    if reference.file is not None:
+        run_around(reference.file)
     return read_networks(reference.file) if reference.file is not None else networks_in(reference.run(root))
 
 
@@ -279,15 +279,13 @@ def referenced(text: str, root: Path) -> Referenced:
     reference = parse(text)
     if reference.file is not None:
         file = reference.file
-        if is_version(file.parent):
-            require_undamaged(Found(file.parent))
+        upstream = run_around(file)
         several = read_networks(file)
         if len(several) > 1:
             raise UserError(
                 f"{text} holds {len(several)} control points of a {several.family} and no one network: give its run, "
                 "as RUN@t=0.3 or RUN#2."
             )
-        upstream = [file.parent] if is_version(file.parent) else []
         return Stored(text, file, file_names(file), "file", upstream)
     run = reference.run(root)
     if reference.t is not None:

@@ -32,6 +32,16 @@ def keep_freed_memory() -> None:
             libc.mallopt(what, 2**30)
 
 
+def room(device: torch.device) -> int | None:
+    """Bytes of memory that the device has in all; None where it is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

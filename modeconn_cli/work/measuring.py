@@ -80,6 +80,11 @@ class MeasuredPath(Stage):
         """What the path is, for tables and legends."""
         raise NotImplementedError
 
+    @property
+    def between(self) -> str:
+        """The ends that it joins, by name."""
+        return " and ".join(e.short_name for e in (self.start, self.end))
+
     def control_points(self, net: FlatModule) -> Tensor:
         raise NotImplementedError
 
@@ -96,6 +101,14 @@ class MeasuredPath(Stage):
     def question(self) -> Question:
         """What its context asks of the scores."""
         return question_of(self.context)
+
+    @property
+    def memory(self) -> int:  # type: ignore[override]
+        """The score of every example in every column at every point, and as they are stacked."""
+        options, data = self.context.config.interpolation, self.context.data_on_host
+        examples = len(data.train) if options.train_examples is None else options.train_examples
+        points = options.points + options.search_max
+        return 2 * points * (examples + len(data.test)) * len(self.columns) * 4
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -219,7 +232,7 @@ class MeasuredPath(Stage):
             "task": {
                 "dataset": self.context.config.dataset.name,
                 "architecture": self.context.config.architecture.name,
-                "endpoints": " and ".join(e.short_name for e in (self.start, self.end)),
+                "endpoints": self.between,
                 **task_note(self.context.task),
             },
             "aligned_by": self.end.aligned_by,

@@ -80,7 +80,10 @@ class Runtime:
         "devices in turn.",
     )
     threads: int = option(
-        0, "CPU threads of this process; 0: PyTorch's choice, and one for small fully connected networks.", ge=0
+        0,
+        "CPU threads of this process; 0: PyTorch's choice, and one for small fully connected networks.",
+        ge=0,
+        le=1024,
     )
     channels_last: ChannelsLast = option(
         ChannelsLast.auto, "Memory layout of image batches; auto: where measured faster."

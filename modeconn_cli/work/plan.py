@@ -18,10 +18,12 @@ from modeconn_cli.runs.lock import in_use
 from modeconn_cli.settings import Config, check
 from modeconn_cli.work.command import COMMANDS, Request
 from modeconn_cli.work.context import Context
+from modeconn_cli.work.machine import room
 from modeconn_cli.work.measuring import MeasuredPath
 from modeconn_cli.work.reporting import Reporter
 from modeconn_cli.work.stage import Stage, execute
 
+MANY_STEPS = 10_000_000  # whoever asks for more is told so before they begin
 SECTIONS = ("endpoints", "aligned", "merged")  # that every answer has, empty or not
 
 
@@ -54,6 +56,9 @@ class Plan:
             RunFailed, UserError: a stage failed; not where the plan keeps going, which says so in the stage's row.
         """
         lost: dict[str, str] = {}
+        steps = sum(row["gradient_steps"] for row in self.rows())
+        if steps > MANY_STEPS:
+            self.context.reporter.say(f"{steps:,} gradient steps are ahead; --dry-run shows how many each stage takes")
         with self.context.signals.caught(), closing(self.context.trackers), self._in_use():
             for stage in self.stages:
                 missing = next((lost[u.identity.digest] for u in stage.upstream() if u.identity.digest in lost), None)
@@ -90,6 +95,8 @@ class Plan:
             if not isinstance(stage, MeasuredPath) or run.status != "cached":
                 continue
             path = read_path(run.folder, stage.question)
+            # Of two files of the same content the run has one's name, and this request may have given the other.
+            path.summary["task"]["endpoints"] = stage.between
             if not stage.question.same_intervals(path.summary["intervals"]):
                 own = path.summary["intervals"]
                 self.context.reporter.say(
@@ -163,9 +170,23 @@ def make_plan(command: str, config: Config, reporter: Reporter, **arguments: Any
     load()
     check(config)
     context = Context(config, reporter)
-    _ = context.device, context.parameters  # the device is there, and the network fits the data
+    # The device is there, and the network fits the data.
+    require_room(context, f"{context.config.architecture.name}", 3 * 4 * context.parameters)
     context.settle_threads()
-    return plan_of(context, COMMANDS[command].request(context, **arguments))
+    plan = plan_of(context, COMMANDS[command].request(context, **arguments))
+    for stage in plan.stages:
+        require_room(context, f"{stage.name} {stage.label}", stage.memory)
+    return plan
+
+
+def require_room(context: Context, what: str, wanted: int) -> None:
+    """Raise UserError for what this machine cannot hold, before anything is written or waited for."""
+    there = room(context.device)
+    if there is not None and wanted > there:
+        raise UserError(
+            f"{what} would hold {wanted / 1e9:,.0f} GB at once, and this machine has {there / 1e9:,.0f}: ask for less "
+            "(a smaller architecture, fewer curve.bends, interpolation.points or interpolation.train_examples)."
+        )
 
 
 def plan_of(context: Context, request: Request) -> Plan:

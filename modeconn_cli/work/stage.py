@@ -35,6 +35,7 @@ class Stage(ABC):
     groups: ClassVar[tuple[str, ...]] = ()  # of the configuration, that it reads itself; its upstream's come on top
     VERSION: ClassVar[int] = 1
     gradient_steps: int = 0
+    memory: int = 0  # bytes that it has to hold at once, where that can be much
 
     def __init__(self, context: Context, upstream: Sequence[Stage] = ()) -> None:
         self.context, self._upstream = context, list(upstream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import threading
 import time
@@ -449,6 +450,17 @@ def test_find_by_digest_name_and_directory(kept: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(folder)
     assert find(kept, "v1").folder.resolve() == folder / "v1"
     assert len(find_all(kept)) == 5
+
+
+def test_the_name_of_a_stage_is_its_newest_finished_run(kept: Path) -> None:
+    newest = dataclasses.replace(ONE, fields={"x": 2}).folder(kept) / "v1"
+    for k, folder in enumerate(sorted(kept.glob("interpolate/*/v*"), key=lambda p: p == newest)):
+        os.utime(folder, (1e9 + k, 1e9 + k))
+    os.utime(ONE.folder(kept) / "v3", (2e9, 2e9))  # which is unfinished
+    assert find(kept, "interpolate").folder == newest
+    assert find(kept, "evaluate").stage == "evaluate"
+    with pytest.raises(UserError, match="runs list"):
+        find(kept, "interpol")
 
 
 def test_find_says_what_is_ambiguous_or_missing(kept: Path) -> None:

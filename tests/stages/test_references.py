@@ -346,6 +346,21 @@ def test_files_of_one_name_are_told_apart_and_align_too(lab: Lab, here: Path) ->
     )
     assert both in told.json["verdict"]["sentence"]
     assert both in told.json["verdicts"][0]["sentence"]
+    for name in "ab":  # the same networks by other names
+        shutil.copy(f"runs/{name}/model.safetensors", f"{name}.safetensors")
+    words = ["connect", "a.safetensors", "b.safetensors", "--model", "nets.py:Net", "--data", "data.npz", *SETTINGS[4:]]
+    again = ok(*words, "--no-curve", "--json", "-q").json
+    assert "a.safetensors and b.safetensors" in again["verdict"]["sentence"]
+    assert "a.safetensors and b.safetensors" in again["verdicts"][0]["sentence"]
+    assert {row["status"] for row in again["stages"]} == {"cached"}
+    written = sorted(Path("outputs").rglob("*"))
+    planned = ok(*words, "--dry-run", "--json").json["stages"]
+    assert sorted(Path("outputs").rglob("*")) == written
+    assert {"cached", "run"} == {row["status"] for row in planned}
+    assert "evaluate" in {row["stage"] for row in planned}
+    forced = ok(*words, "--no-curve", "--force", "--json", "-q").json["stages"]
+    assert {Path(r["directory"]).name for r in forced if r["stage"] == "interpolate"} == {"v2"}
+    assert all(r["status"] == "cached" for r in forced if r["stage"] == "train-endpoints")
 
 
 def _arrays() -> dict[str, Any]:
