@@ -84,10 +84,13 @@ def compose(overrides: Sequence[str], flags: Sequence[str] = (), config_dir: str
     elsewhere = ("hydra/launcher=", "hydra.launcher.", "hydra.sweep.dir=")
     here = [o for o in overrides if not o.startswith(elsewhere)]
     asks_hydra = any(o.lstrip("+~").startswith("hydra") or "${hydra" in o or "${now" in o for o in here)
-    if config_dir is None and not asks_hydra and not conf_directories() and list(flags) in ([], ["--multirun"]):
-        return _compose_directly(here, sweep="--multirun" in flags)
-    with tempfile.TemporaryDirectory() as scratch:
-        run_hydra(keep, [*here, f"hydra.sweep.dir={scratch}"], flags, config_dir)
+    try:
+        if config_dir is None and not asks_hydra and not conf_directories() and list(flags) in ([], ["--multirun"]):
+            return _compose_directly(here, sweep="--multirun" in flags)
+        with tempfile.TemporaryDirectory() as scratch:
+            run_hydra(keep, [*here, f"hydra.sweep.dir={scratch}"], flags, config_dir)
+    except (ValueError, TypeError) as error:  # what Hydra has no words for either, as a choice that is a number
+        raise UserError(explain(error, here, config_dir)) from None
     return jobs
 
 

@@ -33,6 +33,7 @@ from modeconn_cli.work.reporting import Silent
         ),
         ("seed=${seed}", r"^seed=\$\{seed\}: Recursive interpolation"),
         ("curve.bends=${nope}", r"^curve.bends=\$\{nope\}: .*'nope' not found"),
+        ("interpolation=-1e300", r"^interpolation=-1e300: no such interpolation"),
         ("architecture=resnet18", r"torchvision has one: architecture=torchvision architecture.model=resnet18"),
         ("dataset=FashionMNIST", r"did you mean dataset=fashion_mnist"),
         ("dataset=fashionmnist", r"did you mean dataset=fashion_mnist"),
