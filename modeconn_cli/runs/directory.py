@@ -49,7 +49,7 @@ class Identity:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
 
     def folder(self, root: Path) -> Path:
-        return root / self.stage / f"{self.label}-{self.digest}"
+        return root / self.stage / f"{self.label[:200]}-{self.digest}"  # file systems take 255 bytes
 
 
 @dataclass

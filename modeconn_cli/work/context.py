@@ -282,5 +282,5 @@ def statistics_fields(module: nn.Module) -> dict[str, Any]:
 
 
 def safe(label: str) -> str:
-    """A label fit for a directory's name."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "_", label) or "_"
+    """A label fit for a directory's name, which is no longer than file systems take beside others."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", label)[:80] or "_"

@@ -26,7 +26,7 @@ from modeconn_cli.runs.lock import Lock, held, holder, in_use, used
 from modeconn_cli.runs.sums import seal, sealed_well, sha256
 from modeconn_cli.settings import Config
 from modeconn_cli.stages.referenced import networks_of, referenced
-from modeconn_cli.work.context import Context
+from modeconn_cli.work.context import Context, safe
 from modeconn_cli.work.options import Runtime
 from modeconn_cli.work.reporting import Silent
 from modeconn_cli.work.saving import Saver
@@ -165,6 +165,14 @@ def test_only_whole_numbers_name_versions(tmp_path: Path) -> None:
     assert find_all(tmp_path) == []
     assert locate(ONE, tmp_path).folder.name == "v1"
     assert damage_of(made(tmp_path).folder) == ""
+
+
+def test_names_are_no_longer_than_a_file_system_takes(tmp_path: Path) -> None:
+    assert safe("a" * 999) == "a" * 80
+    assert safe("a/b ²") == "a_b_"
+    long = Identity("merge", 1, "-".join(map(str, range(400))), {})
+    long.folder(tmp_path).mkdir(parents=True)
+    assert long.folder(tmp_path).name.endswith(f"-{long.digest}")
 
 
 def test_no_cell_is_a_formula_and_numbers_stay_numbers() -> None:
