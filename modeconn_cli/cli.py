@@ -121,6 +121,9 @@ def main() -> NoReturn:
 
 def as_flags(words: list[str]) -> list[str]:
     """A command line where runtime.output_dir=DIR, of a command that takes no settings, is its --output-dir DIR."""
+    key = "runtime.output_dir="
+    if not any(word.startswith(key) for word in words):
+        return words
     command: Any = typer.main.get_command(app)
     for word in words:
         if word in getattr(command, "commands", {}):
@@ -128,7 +131,6 @@ def as_flags(words: list[str]) -> list[str]:
     names = {p.name for p in command.params}
     if "output_dir" not in names or "overrides" in names:
         return words
-    key = "runtime.output_dir="
     return [part for w in words for part in (["--output-dir", w[len(key) :]] if w.startswith(key) else [w])]
 
 
