@@ -63,6 +63,7 @@ ALL = {"start", "end", "interpolate", "fit-curve", "evaluate", "plot"}
 # A valid value other than the default, for fields where one cannot be made up from the type.
 OTHER: dict[str, dict[str, Any]] = {
     "dataset.validation_size": {"validation_size": 7},
+    "dataset.classes": {"classes": 12},
     "dataset.validation_split": {"validation_size": 7, "validation_split": SplitBy.random},
     "dataset.use_test": {"validation_size": 7, "use_test": False},
     "dataset.train_size": {"train_size": 50},
@@ -84,8 +85,11 @@ OTHER: dict[str, dict[str, Any]] = {
 # Fields that identify nothing, that other tests change, or that this problem cannot take.
 ASIDE = {
     "dataset.name", "dataset.source", "dataset.data_dir", "dataset.download", "dataset.test_size", "dataset.shrink",
-    "dataset.pad_to", "dataset.crop_padding", "dataset.flip", "architecture.name", "architecture.family",
-    "endpoints.seeds", "endpoints.checkpoints", "endpoints.from", "endpoints.init_from", "curve.init_from",
+    "dataset.pad_to", "dataset.crop_padding", "dataset.flip", "dataset.cutout", "dataset.statistics",
+    "architecture.name", "architecture.family",
+    "endpoints.seeds", "endpoints.checkpoints", "endpoints.from", "endpoints.init_from", "endpoints.strip",
+    "endpoints.fuse",
+    "curve.init_from",
     "interpolation.path", "interpolation.batch_size", "interpolation.bootstrap", "interpolation.confidence",
     "interpolation.connected_below", "interpolation.verdict_odds",
 }  # fmt: skip
