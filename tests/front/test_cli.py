@@ -50,6 +50,7 @@ COMMANDS = [
     "plot",
     "report",
     "gather",
+    "ensemble",
     "connect",
     "export",
     "reproduce",
