@@ -58,7 +58,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
-DECLARED = re.compile(r"^@command\(.*?^def [^\n]*:$", re.MULTILINE | re.DOTALL)
+DECLARED = re.compile(r"^@command\(.*?^def \w+", re.MULTILINE | re.DOTALL)
 CONSTANT = re.compile(r"^[A-Z_]+ = [\"'\d].*$", re.MULTILINE)
 
 
@@ -96,7 +96,7 @@ def read_declarations(package: str, folder: Path) -> None:
         if not declared:
             continue
         constants: dict[str, Any] = {}
-        for node in ast.parse("\n".join([*CONSTANT.findall(source), *(d + " ..." for d in declared)])).body:
+        for node in ast.parse("\n".join([*CONSTANT.findall(source), *(d + "(): ..." for d in declared)])).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 constants |= {t.id: node.value.value for t in node.targets if isinstance(t, ast.Name)}
             if isinstance(node, ast.FunctionDef):
