@@ -159,7 +159,8 @@ def _as(cls: type, node: Any, group: str, name: str) -> Any:
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:
-    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+    # Not "is MISSING": in a class that another process was sent, what is missing is a copy of it.
+    return f.default_factory() if callable(f.default_factory) else f.default
 
 
 def keyword_option(name: str, kind: str, default: Any, doc: str) -> Callable[[type[T]], type[T]]:

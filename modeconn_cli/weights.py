@@ -94,9 +94,16 @@ class FlatModule:
         """
         # Not autograd.grad, which may give two parameters one and the same tensor.
         loss.backward()
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        for parameter in self.parameters:
-            parameter.grad = None
+        gradients, seen = [], set[int]()
+        for p in self.parameters:
+            gradient = torch.zeros_like(p) if p.grad is None else p.grad
+            if gradient.layout is not torch.strided:
+                gradient = gradient.to_dense()
+            # Parameters that are views of their shape when they are added may be given views of one memory.
+            memory = gradient.untyped_storage().data_ptr()
+            gradients.append(gradient.clone() if memory in seen else gradient)
+            seen.add(memory)
+            p.grad = None
         return gradients
 
     def named(self, vector: Tensor) -> dict[str, Tensor]:

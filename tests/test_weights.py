@@ -487,3 +487,29 @@ def test_descent_along_the_flat_gradient_of_complex_weights_is_torchs_own():
     net.point.sub_(flat + 0.01 * net.point, alpha=0.1)
     for name, p in plain.named_parameters():
         torch.testing.assert_close(module.get_parameter(name).detach(), p.detach())
+
+
+class Added(nn.Module):
+    """Parameters of several shapes that are added as views: their gradients are views of one memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.rand(s)) for s in ((2, 3), (6,), (2, 3)))
+
+    def forward(self, x):
+        return x * (self.a.view(6) + self.b + self.c.reshape(6))
+
+
+def test_gradients_share_no_memory():
+    net = FlatModule(Added())
+    found = net.gradients(net(torch.ones(6)).square().sum())
+    wanted = [g.clone() for g in found]
+    found[0].add_(1)
+    assert torch.equal(found[1], wanted[1])
+    assert torch.equal(found[2], wanted[2])
+
+
+def test_sparse_gradients_are_made_dense():
+    net = FlatModule(nn.Embedding(5, 2, sparse=True))
+    (found,) = net.gradients(net(torch.tensor([1, 1, 3])).sum())
+    assert found.tolist() == [[0, 0], [2, 2], [0, 0], [1, 1], [0, 0]]

@@ -102,7 +102,8 @@ def divergence(L_mnc: Tensor) -> Array:
 
 def _divergence(l_nc: Tensor, m_nc: Tensor) -> Tensor:
     """KL of every example, (..., n); infinite where the second rules out what the first does not."""
-    return torch.where(torch.isneginf(l_nc), 0.0, l_nc.exp() * (l_nc - m_nc)).sum(-1)
+    p = l_nc.exp()
+    return torch.where(p == 0, 0.0, p * (l_nc - m_nc)).sum(-1)
 
 
 def cosine(L_mnc: Tensor) -> Array:
@@ -190,11 +191,11 @@ def divided(budget: int, share: Array, least: int = 0, most: int | None = None) 
         found: Array = np.clip(factor * share, least, high)
         return found
 
-    low, up = 0.0, high / share[share > 0].min()
-    for _ in range(200):  # the sum rises with the factor
-        middle = (low + up) / 2
-        low, up = (low, middle) if amounts(middle).sum() > budget else (middle, up)
-    exact = amounts(low)
+    # The sum rises with the factor, in straight lines between those at which a number leaves a bound.
+    some = share[share > high * 1e-300]
+    turns = np.unique(np.concatenate([[0.0], least / some, high / some]))
+    sums = np.array([amounts(f).sum() for f in turns])
+    exact = amounts(float(np.interp(budget, sums, turns)))
     whole = np.floor(exact + 1e-9).astype(np.int64)
     # Examples with no share at all are raised last, when every other is at its bound.
     order = np.lexsort((np.arange(n), -(exact - whole), share == 0))

@@ -81,7 +81,7 @@ def find_fusion(module: nn.Module, example: Tensor) -> Fusion:
         layer, why = _layer_before(node, names, modules, held)
         if node.args[5]:
             why = "it normalises by its batch in evaluation mode too"
-        elif len(node.args[3].users) > 1:
+        elif any(isinstance(a, Node) and len(a.users) > 1 for a in node.args[1:5]):
             why = "it is used more than once"
         if why:
             left[norm] = why
@@ -107,7 +107,11 @@ def _layer_before(
         return layer, f"the output of {layer} is used elsewhere too"
     shared = held[id(made.weight)] > 1 or len(before.args[1].users) > 1  # type: ignore[union-attr]
     shared = shared or (made.bias is not None and held[id(made.bias)] > 1)
-    return layer, f"the weights of {layer} are used elsewhere too" if shared else ""
+    if shared:
+        return layer, f"the weights of {layer} are used elsewhere too"
+    bias = before.args[2] if len(before.args) > 2 else None
+    own = (bias is None) == (made.bias is None) and (bias is None or _owner(bias, names) == layer)
+    return layer, "" if own else f"the bias that is added is not that of {layer}"
 
 
 @torch.no_grad()
@@ -127,8 +131,9 @@ def fused(module: nn.Module, fusion: Fusion) -> nn.Module:
         trained = layer.weight.requires_grad
         layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=trained)
         layer.weight.copy_(_scaled(layer, gain))
-        parent, _, name = norm_name.rpartition(".")
-        setattr(made.get_submodule(parent), name, nn.Identity())
+        for place in [n for n, m in made.named_modules(remove_duplicate=False) if m is norm]:  # under every name
+            parent, _, name = place.rpartition(".")
+            setattr(made.get_submodule(parent), name, nn.Identity())
     return made
 
 

@@ -209,7 +209,11 @@ def _permute(values: Values, node: Node) -> Axes:
 
 @rule("unsqueeze", "squeeze", "view", "reshape", "_unsafe_view", "flatten", "unflatten")
 def _view(values: Values, node: Node) -> Axes | None:
-    return regroup(values.of(args_of(node)[0]), shape_of(node))
+    source = args_of(node)[0]
+    assert isinstance(source, Node)
+    if source.meta["val"].numel() != node.meta["val"].numel():  # as another type, whose numbers are parts of these
+        return None
+    return regroup(values.of(source), shape_of(node))
 
 
 @rule("expand")

@@ -172,3 +172,5 @@ def test_budgets_that_cannot_be_divided_are_refused():
         E.divided(7, np.array([1.0, math.nan]))
     assert E.divided(10, np.array([1.0, 3.0, 6.0])).tolist() == [1, 3, 6]
     assert E.divided(7, np.zeros(3)).tolist() == [3, 2, 2]
+    assert E.divided(100, np.array([1.0, 3.0, 6.0, 1e-62])).tolist() == [10, 30, 60, 0]
+    assert E.divided(100, np.array([1.0, 3.0, 0.0, 1e-310])).tolist() == [25, 75, 0, 0]

@@ -142,7 +142,10 @@ def test_arguments_of_a_custom_architecture_need_no_plus(word: str, tmp_path: Pa
 def test_a_custom_architecture_that_cannot_be_made(target: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "mynet.py").write_text(f"{NET}\n\ndef broken():\n    return 1 / 0\n")
     (tmp_path / "syntax.py").write_text("class Net(:\n")
-    message = refused("train-endpoints", *SPIRALS[:2], "architecture=custom", f"architecture.target={target}")
+    # Code that is there and fails is no mistake of usage.
+    code = 1 if "broken" in target else 2
+    words = ["train-endpoints", *SPIRALS[:2], "architecture=custom", f"architecture.target={target}"]
+    message = refused(*words, code=code)
     assert said in message
     assert not (tmp_path / "outputs").exists()
 

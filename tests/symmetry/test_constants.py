@@ -122,3 +122,15 @@ def test_frozen_parameters_stay_where_they_are() -> None:
     assert symmetry.pinned_by == {"freezing": ["0.weight[0]", "0.bias[0]", "2.weight[1]"]}
     module.requires_grad_(False)  # as one that is only evaluated is
     assert [g.size for g in traced(module).groups] == [6, 5]
+
+
+def test_numbers_read_as_another_type_hold_the_units_that_they_are_made_of() -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 10), nn.Linear(5, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).float().view(torch.float64))
+
+    assert {g.size for g in trace(Read(), torch.randn(4, 3)).groups} == set()

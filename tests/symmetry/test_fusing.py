@@ -182,3 +182,39 @@ def test_a_wrong_rewrite_is_found_out(monkeypatch):
     monkeypatch.setattr(fusing, "_scaled", lambda layer, gain: layer.weight.double())
     with pytest.raises(RunFailed, match="not the same function"):
         certify_fusion(net, Fusion((("0", "1"),), {}), x)
+
+
+class Named(nn.Module):
+    """A norm that has a name of its own and one in a sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)
+        self.net = nn.Sequential(self.conv, self.bn, nn.ReLU())
+
+    def forward(self, x):
+        return self.bn(self.conv(x)).relu()
+
+
+class OtherBias(nn.Module):
+    """A linear map that leaves its bias out."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.bn = nn.Linear(4, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.bn(F.linear(x, self.fc.weight))
+
+
+def test_a_norm_of_two_names_is_folded_under_both():
+    net, x = shaken(Named()), torch.randn(4, 2, 3, 3)
+    fusion = find_fusion(net, x)
+    assert len(fusion.pairs) == 1
+    assert certify_fusion(net, fusion, x)["difference"] < 1e-12
+
+
+def test_a_bias_that_is_not_the_layers_own_is_named():
+    fusion = find_fusion(shaken(OtherBias()), torch.randn(4, 4))
+    assert fusion.pairs == ()
+    assert "bias" in fusion.left["bn"]
