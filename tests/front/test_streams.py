@@ -165,3 +165,16 @@ def test_a_message_is_one_line_whatever_is_named_in_it(capsys: pytest.CaptureFix
 def test_the_consoles_take_no_markup() -> None:
     assert console.out.render_str("[bold]a[/]").plain == "[bold]a[/]"
     assert os.linesep in shown("a")
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line() -> None:
+    script = (
+        "import builtins, runpy\nown = builtins.__import__\n"
+        "def interrupted(name, *rest, **more):\n"
+        "    if name == 'modeconn_cli.cli': raise KeyboardInterrupt\n"
+        "    return own(name, *rest, **more)\n"
+        "builtins.__import__ = interrupted\nrunpy.run_module('modeconn_cli', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "modeconn: stopped by Ctrl-C before anything was begun.\n"
