@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import site
 import sysconfig
 import time
@@ -16,6 +17,7 @@ INSTALLED = [
     Path(p).resolve()
     for p in {*site.getsitepackages(), *(sysconfig.get_path(k) for k in ("stdlib", "platstdlib", "purelib", "platlib"))}
 ]
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # whoever writes there says so
 SESSIONS = ("<stdin>", "<ipython-input", "<doctest")  # code that is in no file
 
 
@@ -71,7 +73,7 @@ def unforeseen(error: Exception, folder: Path | None = None) -> RunFailed:
 
     An exception that passed through code from outside is that code's; any other is a fault of this package.
     """
-    if isinstance(error, UserError | RunFailed):
+    if isinstance(error, UserError | RunFailed) or (isinstance(error, OSError) and error.errno in DISK):
         raise error
     line = out_of_memory(error)
     if line is not None:

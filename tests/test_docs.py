@@ -363,7 +363,7 @@ def test_every_setting_and_choice_in_a_page_exists(page: Path) -> None:
 def default_of(group: str, key: str) -> str:
     """A setting's default as the pages write it."""
     f = fields(group)[key]
-    value = plain(f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default)
+    value = plain(f.default_factory() if callable(f.default_factory) else f.default)
     words = {None: "null", True: "true", False: "false"}
     return words[value] if value is None or isinstance(value, bool) else str(value).replace(" ", "")
 

@@ -101,7 +101,7 @@ def draw(paths: Sequence[Measured], ax: Axes | None = None, metric: str | None =
     """
     results = [p.result for p in paths]
     if any(r.is_surface for r in results):
-        raise UserError("a surface is no line: its table has its coordinates, and `modeconn plot` draws it.")
+        raise UserError("a surface is no line: its table has its coordinates, and a picture of its run draws it.")
     metrics = results[0].metrics
     metric = metric or metrics.judged
     if metric not in metrics.names:

@@ -91,7 +91,7 @@ def _along(pair: Pair, charts: list[dict[str, Any]]) -> list[Markup]:
             tag("p", "Bands are 1.96 standard errors over examples, networks held fixed.", class_="note"),
         ]
     said = [
-        f"The {p.title} is a surface over {', '.join(p.coordinates)}, which `modeconn plot` draws."
+        f"The {p.title} is a surface over {', '.join(p.coordinates)}, which its picture draws."
         for p in pair.paths
         if p.is_surface
     ]

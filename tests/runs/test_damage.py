@@ -310,6 +310,7 @@ def test_what_a_process_works_with_stays_and_what_that_is_built_on(tmp_path: Pat
 @pytest.mark.skipif(HANGUP is None, reason="no such signal here")
 def test_a_closed_terminal_stops_a_run_with_its_state_saved_and_no_second_one_at_once() -> None:
     assert HANGUP is not None
+    signal.signal(HANGUP, signal.SIG_DFL)  # also where these tests are run under nohup
     signals = Signals()
     with signals.caught():
         signal.raise_signal(HANGUP)

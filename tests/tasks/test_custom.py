@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from modeconn_cli import settings
 from modeconn_cli.data.convert import from_torch
-from modeconn_cli.errors import UserError
+from modeconn_cli.errors import CodeFailed, UserError
 from modeconn_cli.tasks.base import Batch, Criterion
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.tasks.make import make_task
@@ -156,7 +156,7 @@ def test_labels_reach_a_function_as_they_are(make, make_data):
     ],
 )
 def test_what_is_no_objective_is_refused(make, name, options, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(CodeFailed if name == "broken" else UserError, match=words):
         make(name, **options)
 
 

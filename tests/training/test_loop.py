@@ -23,7 +23,7 @@ from modeconn_cli.families.bezier import Bezier, segment
 from modeconn_cli.families.chain import Chain
 from modeconn_cli.families.options import Sampling
 from modeconn_cli.families.point import Point
-from modeconn_cli.tasks.base import Batch, Column, Criterion
+from modeconn_cli.tasks.base import Batch, Column, Criterion, draw_examples
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.training import loop
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
@@ -433,6 +433,9 @@ class Squares:
 
     def __init__(self, data):
         self.data = data
+
+    def draw(self, seed, epoch):
+        return draw_examples(self.data, seed, epoch)
 
     def batch(self, split, index, draw=None):
         return Batch(self.data.inputs(split, index, draw), split.y[index])
