@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -87,8 +86,7 @@ class Predicted(Stage):
     def compute(self, run: Run) -> Result:
         net, task = self.context.net(0), self.context.task
         assert isinstance(task, Classify)
-        with torch.no_grad():
-            net.module.load_state_dict(self.network.state())
+        net.load(self.network.state())
         evaluator = self.context.evaluator(net)
         kept: dict[str, Tensor] = {}
         for split in [s for s in (task.data.validation, task.data.test) if s is not None]:
@@ -138,10 +136,12 @@ class Ensembled(Stage):
             fit = (by_split[fitted][[*chosen]], labels[fitted]) if fitted else None
             return figures_of(by_split[reported][[*chosen]], labels[reported], fit, options)
 
-        alone = [{"member": name, **figures([i])} for i, name in enumerate(names)]
+        by_member = [figures([i]) for i in range(len(names))]
+        alone = [{"member": name, **found} for name, found in zip(names, by_member, strict=True)]
         growth = []
         for size in range(1, len(names) + 1):
-            drawn = [figures(chosen) for chosen in sets_of(len(names), size, options.draws)]
+            chosen = sets_of(len(names), size, options.draws)
+            drawn = [figures(c) if size > 1 else by_member[c[0]] for c in chosen]
             growth.append({"members": size, "sets": len(drawn), **_means(drawn)})
         L_mnc = by_split[reported]
         apart = {
@@ -155,7 +155,8 @@ class Ensembled(Stage):
         ]
         present = [c for c in FIGURES if c.name in growth[-1]]
         with run.writing("growth.png") as file:
-            _save(_growth(growth, self.context.label), file)
+            figure = _growth(growth, self.context.label)
+            figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
         whole = {k: v for k, v in growth[-1].items() if k not in ("members", "sets") and v is not None}
         counts = [Column("members", "members", digits=0), Column("sets", "sets", digits=0)]
         return Result(
@@ -185,9 +186,8 @@ def figures_of(
         "ece": ensembles.calibration_error(together, y, options.bins),
         "ece_mass": ensembles.calibration_error(together, y, options.bins, equal_mass=True),
         "auroc_total": ensembles.auroc(unsure.total, wrong),
-        "auroc_epistemic": ensembles.auroc(unsure.epistemic, wrong)
-        if len(L_mnc) > 1
-        else math.nan,  # one agrees with itself
+        # One member agrees with itself.
+        "auroc_epistemic": ensembles.auroc(unsure.epistemic, wrong) if len(L_mnc) > 1 else math.nan,
     }
     if validation is not None:
         T = ensembles.temperature(ensembles.averaged(validation[0]), validation[1])
@@ -198,11 +198,12 @@ def figures_of(
 
 def sets_of(members: int, size: int, most: int) -> list[tuple[int, ...]]:
     """Every set of so many of the members, or ``most`` different ones drawn at random, the same ones every time."""
-    every = list(itertools.islice(itertools.combinations(range(members), size), 100_000))
-    if len(every) <= most:
-        return every
-    drawn = np.random.default_rng([members, size]).choice(len(every), most, replace=False)
-    return [every[i] for i in sorted(drawn)]
+    if math.comb(members, size) <= most:
+        return [*itertools.combinations(range(members), size)]
+    rng, drawn = np.random.default_rng([members, size]), set[tuple[int, ...]]()
+    while len(drawn) < most:
+        drawn.add(tuple(sorted(rng.choice(members, size, replace=False).tolist())))
+    return sorted(drawn)
 
 
 def _means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
@@ -231,7 +232,3 @@ def _growth(rows: Sequence[Mapping[str, Any]], heading: str) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(heading, fontsize=10, parse_math=False)
     return figure
-
-
-def _save(figure: Figure, file: Path) -> None:
-    figure.savefig(file, format="png", dpi=200, metadata={"Software": None})

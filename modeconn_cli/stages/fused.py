@@ -11,6 +11,7 @@ from modeconn_cli.forward import evaluating
 from modeconn_cli.results import Result
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.stages.endpoints import Endpoint
+from modeconn_cli.states import named_state, set_state
 from modeconn_cli.symmetry.fusing import certify_fusion, fused
 from modeconn_cli.work.context import Context
 
@@ -45,12 +46,12 @@ class FusedEndpoint(Endpoint):
     def compute(self, run: Run) -> Result:
         torch.manual_seed(0)
         module: nn.Module = evaluating(self.whole.context.module())
-        module.load_state_dict(self.whole.state())
+        set_state(module, self.whole.state())
         fusion, data = self.context.fusion, self.context.data_on_host
         certificate = certify_fusion(module, fusion, data.inputs(data.test, slice(0, CERTIFIED_ON)))
         net = self.context.net(0)
         with torch.no_grad():
-            net.module.load_state_dict(fused(module, fusion).state_dict())
+            net.load(named_state(fused(module, fusion)))
         evaluator = self.context.evaluator(net, Interpolation())
         note = {"folded": [list(pair) for pair in fusion.pairs], "left": fusion.left, "certificate": certificate}
         result = self.measured(run, evaluator, net, note)

@@ -77,3 +77,29 @@ def test_sets_of_members_are_all_or_some_and_different() -> None:
     some = sets_of(9, 4, 20)
     assert len({*some}) == len(some) == 20
     assert some == sets_of(9, 4, 20)
+
+
+def test_of_very_many_sets_all_may_be_drawn() -> None:
+    assert max(max(s) for s in sets_of(30, 15, 20)) > 20
+    assert any(0 not in s for s in sets_of(30, 15, 20))
+
+
+NET = """
+from torch import nn
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        self.seen = {"classes": 10}
+    def get_extra_state(self):
+        return self.seen
+    def set_extra_state(self, state):
+        self.seen = {"classes": state["classes"]}
+"""
+
+
+def test_members_may_have_extra_state(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lab)
+    (lab / "net.py").write_text(NET)
+    own = ["dataset.train_size=200", "endpoints.epochs=1", "architecture=custom", "architecture.target=net.py:Net"]
+    answer = ok("ensemble", *own, "--json")
+    assert len(answer.json["results"][0]["tables"][1]["rows"]) == 2
