@@ -1,9 +1,22 @@
 """The ways a run can end other than well. Every message is one line: the thing, what is allowed, what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 def one_line(text: str) -> str:
     """Text from a file or from another's code, fit for a message: spaces for what breaks lines, ? for control codes."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> listed(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class UserError(Exception):

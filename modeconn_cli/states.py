@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from modeconn_cli.errors import UserError, one_line
+from modeconn_cli.errors import UserError, listed, one_line
 
 EXTRA = "_extra_state"  # the last part of its name, as PyTorch has it
 _PACKED = torch.tensor([*b"modeconn's extra state\n"], dtype=torch.uint8)
@@ -224,10 +224,10 @@ def _refused(module: nn.Module, given: Versioned, copies: _Copies) -> MisfitErro
     wanted = getattr(found, "missing_keys", [k for k in named_state(module) if not k.endswith(EXTRA)])
     missing = [k for k in wanted if k not in copies.written and not k.endswith("num_batches_tracked")]
     if missing:
-        return MisfitError(f"{where} lacks {_listed(missing)} that the network has: is it of this architecture?")
+        return MisfitError(f"{where} lacks {listed(missing)} that the network has: is it of this architecture?")
     extra = getattr(found, "unexpected_keys", [])
     if extra:
-        return MisfitError(f"{where} holds {_listed(extra)} that the network has not: is it of this architecture?")
+        return MisfitError(f"{where} holds {listed(extra)} that the network has not: is it of this architecture?")
     return None
 
 
@@ -356,10 +356,6 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
 
 def _numbers(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _line(error: Exception) -> str:

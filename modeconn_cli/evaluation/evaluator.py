@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modeconn_cli.data.dataset import Split
-from modeconn_cli.errors import RunFailed
+from modeconn_cli.errors import RunFailed, listed
 from modeconn_cli.evaluation.buffers import Kinds
 from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
 from modeconn_cli.evaluation.repair import Repair
@@ -108,18 +108,13 @@ class Evaluator:
     def notes(self, buffers: Sequence[Mapping[str, Tensor]]) -> list[str]:
         """Remarks about what the networks with these buffers have at points between them."""
         unknown = self.kinds.unknown(buffers)
-        estimated = [*self._norms]
-        unknown += [
-            name
-            for name, part in self.net.module.named_modules()
-            if part in norm_layers(self.net.module) and part not in estimated
-        ]
+        left = {*norm_layers(self.net.module)} - {*self._norms}
+        unknown += [name for name, part in self.net.module.named_modules() if part in left]
         if not unknown:
             return []
-        listed = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
         return [
-            f"{listed}: neither weights nor statistics that can be re-estimated, and different at the ends; between "
-            "them real numbers are interpolated and others taken from the nearer end"
+            f"{listed(unknown)}: neither weights nor statistics that can be re-estimated, and different at the ends; "
+            "between them real numbers are interpolated and others taken from the nearer end"
         ]
 
     @torch.no_grad()

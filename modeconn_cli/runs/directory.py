@@ -246,6 +246,3 @@ def writable(place: Path, setting: str = "runtime.output_dir=DIR") -> Iterator[N
         raise UserError(
             f"cannot write {where}: {error.strerror}. Give a writable place with enough room: {setting}."
         ) from None
-
-
-# ---------------------------------------------------------------------------------------- finding them again

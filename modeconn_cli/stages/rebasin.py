@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from modeconn_cli.errors import UserError
+from modeconn_cli.errors import UserError, listed
 from modeconn_cli.evaluation.buffers import midpoint
 from modeconn_cli.evaluation.evaluator import require_same
 from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
@@ -195,9 +195,8 @@ class Permuting(Stage):
             raise UserError(f"this network has no permutation that leaves its function alone{because}.")
         if FROZEN in symmetry.pinned_by:
             places = symmetry.pinned_by[FROZEN]
-            more = f" and {len(places) - 3} more" if len(places) > 3 else ""
             self.context.reporter.say(
-                f"frozen parameters are fixed, and so is the order of the units along {', '.join(places[:3])}{more}"
+                f"frozen parameters are fixed, and so is the order of the units along {listed(places)}"
             )
 
     def given(self, states: Sequence[Mapping[str, Tensor]], run: Run) -> Given:

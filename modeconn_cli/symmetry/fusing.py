@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from modeconn_cli.errors import RunFailed
+from modeconn_cli.errors import RunFailed, listed
 from modeconn_cli.forward import evaluating
 from modeconn_cli.inputs import taken
 from modeconn_cli.symmetry.certificate import CLEAR, TOLERANCES, Computed
@@ -47,7 +47,7 @@ class Fusion:
         by_reason: dict[str, list[str]] = {}
         for norm, why in self.left.items():
             by_reason.setdefault(why, []).append(norm)
-        return "; ".join(f"{_some(norms)}: {why}" for why, norms in by_reason.items())
+        return "; ".join(f"{listed(norms)}: {why}" for why, norms in by_reason.items())
 
 
 def find_fusion(module: nn.Module, example: Tensor) -> Fusion:
@@ -204,7 +204,3 @@ def _owner(value: Any, names: Mapping[str, str]) -> str | None:
     """The submodule that a graph's input belongs to, where it is one of a module's own tensors as it is."""
     name = names.get(value.name) if isinstance(value, Node) else None
     return None if name is None else name.rpartition(".")[0]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -28,14 +28,14 @@ class Eager:
 
     Args:
         decay: weight decay that is a term of the objective, and so acts at the point; a decoupled one is not.
-        whole: give the gradient as one vector, which costs a pass over memory; else in pieces, on a CPU.
+        whole: give the gradient as one vector, which costs a pass over memory; else in pieces.
     """
 
     def __init__(self, net: FlatModule, task: Task, precision: Precision, decay: float, whole: bool = True) -> None:
         self.net, self.task, self.precision, self.decay = net, task, precision, decay
-        self.whole = whole or net.point.device.type != "cpu"
-        self._gradient_p = torch.zeros_like(net.point if self.whole else net.point[:0])
-        self._parts = net.views(self._gradient_p) if self.whole else []
+        self.whole = whole
+        self._gradient_p = torch.zeros_like(net.point if whole else net.point[:0])
+        self._parts = net.views(self._gradient_p) if whole else []
 
     def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         net, task = self.net, self.task

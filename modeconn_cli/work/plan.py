@@ -111,9 +111,8 @@ class Plan:
         finished = {s: run for s in self.stages if (run := s.locate(False)).status == "cached"}
         measured = self.measured()
         pictures = [str(run.folder / "plot.png") for s, run in finished.items() if s.makes == "picture"]
-        pictures += [
-            str(run.folder / p) for s, run in finished.items() if not s.makes for p in Result.read(run.folder).pictures
-        ]
+        others = {s: Result.read(run.folder) for s, run in finished.items() if not s.makes}
+        pictures += [str(finished[s].folder / picture) for s, result in others.items() for picture in result.pictures]
         summaries = (read_summary(run.folder) for run in finished.values() if (run.folder / SUMMARY).exists())
         sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
         for stage, run in finished.items():
@@ -133,18 +132,17 @@ class Plan:
                 }
                 for p in measured
             ],
-            "results": [_shown(s, run) for s, run in finished.items() if not s.makes],
+            # What is no endpoint, path or picture: its figures, and its tables' columns and rows.
+            "results": [
+                {"stage": s.name, "directory": str(finished[s].folder), **result.plain(s.label)}
+                for s, result in others.items()
+            ],
             "plot": pictures[0] if pictures else None,
             "plots": pictures,
         }
 
     def _forced(self, stage: Stage) -> bool:
         return self.context.config.runtime.force and stage in self.own
-
-
-def _shown(stage: Stage, run: Run) -> dict[str, Any]:
-    """What a stage found that is no endpoint, path or picture: its figures, and its tables' columns and rows."""
-    return {"stage": stage.name, "directory": str(run.folder), **Result.read(run.folder).plain(stage.label)}
 
 
 def _row(stage: Stage, run: Run) -> dict[str, Any]:
