@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from modeconn_cli.results import Result, task_note
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.runs.find import run_around
 from modeconn_cli.runs.references import parse
+from modeconn_cli.runs.sums import sha256
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint, pair_label
 from modeconn_cli.stages.referenced import path_of
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
@@ -88,7 +88,7 @@ class FitCurve(Stage):
         if options.t_sampling is not Sampling.stratified:
             fields["t_sampling"] = str(options.t_sampling)
         if self.begun_from is not None:
-            fields["init_from"] = hashlib.sha256(self.begun_from[0].read_bytes()).hexdigest()
+            fields["init_from"] = sha256(self.begun_from[0])
         return fields
 
     @cached_property

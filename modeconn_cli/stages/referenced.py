@@ -22,6 +22,7 @@ from modeconn_cli.families.bezier import segment
 from modeconn_cli.networks import CHECKPOINT, Network, Networks, read_networks, read_state
 from modeconn_cli.runs.find import Found, endpoints_behind, require_undamaged, run_around, upstream_of
 from modeconn_cli.runs.references import Reference, file_names, parse
+from modeconn_cli.runs.sums import sha256
 from modeconn_cli.settings import Config, choices, fields_off_default
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.options import Runtime
@@ -163,7 +164,7 @@ class OnPath(Referenced):
     def content(self) -> str:
         files = dict.fromkeys([n.file for n in self.path.networks] + [e.folder / CHECKPOINT for e in self.path.ends])
         what = {
-            "files": [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f is not None],
+            "files": [sha256(f) for f in files if f is not None],
             "family": self.path.family,
             "coefficients": self.c.tolist(),
             "buffers": fields_off_default(self.options),
