@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeconn_cli import settings
+from modeconn_cli import described, settings
 from modeconn_cli.front.overrides import REFERENCES, all_keys, chosen_nodes, groups
 from modeconn_cli.runs.find import run_names
 
@@ -27,7 +27,7 @@ def complete(words: Sequence[str], incomplete: str) -> list[str]:
     elif name and group in settings.nodes():
         node = chosen_nodes(words)[group]
         bracket = "" if "," in value else "["
-        values = settings.allowed_values(node, name) or [bracket + v for v in settings.allowed_items(node, name)]
+        values = described.allowed_values(node, name) or [bracket + v for v in described.allowed_items(node, name)]
     else:
         values = []
     head, comma, tail = value.rpartition(",")

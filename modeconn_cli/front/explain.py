@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modeconn_cli import settings
+from modeconn_cli import described, settings
 from modeconn_cli.errors import UserError
 from modeconn_cli.front.files import complaint
 from modeconn_cli.front.overrides import all_keys, chosen_nodes, groups
@@ -131,15 +131,15 @@ def _type_culprit(error: Exception, overrides: Sequence[str], config_dir: str | 
         key, _, value = override.lstrip("+").partition("=")
         group, _, name = key.partition(".")
         node = nodes.get(group)
-        doc = settings.describe(node, name) if node else None
+        doc = described.describe(node, name) if node else None
         if (
             node is None
             or doc is None
             or not (override in said or f"full_key: {key}" in said or f"full_key: {name}\n" in said)
         ):
             continue
-        items = settings.allowed_items(node, name)
-        allowed = items or settings.allowed_values(node, name)
+        items = described.allowed_items(node, name)
+        allowed = items or described.allowed_values(node, name)
         wrong = [v for v in value.strip("[]").split(",") if v.strip() not in items] if items else [value]
         if not allowed or not wrong:
             return f"{key}={value}: not {settings.kind_of(node, name)}. It is: {doc}"

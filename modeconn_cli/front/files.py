@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from modeconn_cli import settings
+from modeconn_cli import described, settings
 from modeconn_cli.errors import UserError
 from modeconn_cli.front.overrides import chosen_nodes, groups, nearest, roots
 
@@ -152,7 +152,7 @@ def _settings(file: Path, content: dict[Any, Any], nodes: dict[str, type]) -> It
                     near = nearest(str(key), fields)
                     yield f"{file}: {group}.{key}: no such key{near or '; there are ' + ', '.join(fields) + '.'}"
                 elif not _fits(nodes[group], key, value):
-                    doc = settings.describe(nodes[group], key)
+                    doc = described.describe(nodes[group], key)
                     yield f"{file}: {group}.{key}: {value}: not {settings.kind_of(nodes[group], key)}. It is: {doc}"
 
 

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from modeconn_cli import settings
+from modeconn_cli import described, settings
 from modeconn_cli.data.options import Arrays
 from modeconn_cli.errors import UserError
 from modeconn_cli.families.bezier import BezierCurve
@@ -166,7 +166,7 @@ def test_every_field_is_documented(group: str, node: type, f: dataclasses.Field[
     doc = f.metadata.get("doc", "")
     assert len(doc) >= 5
     assert doc.endswith((".", ")"))
-    assert settings.describe(node, f.name).startswith(doc)  # type: ignore[union-attr]
+    assert described.describe(node, f.name).startswith(doc)  # type: ignore[union-attr]
 
 
 def test_the_groups_of_a_config_are_documented() -> None:
@@ -235,13 +235,13 @@ ENUMERATED = [
     pytest.param(group, name, node, f.name, id=f"{group}{name}.{f.name}")
     for group, name, node in NODES
     for f in dataclasses.fields(node)
-    if settings.allowed_values(node, f.name)
+    if described.allowed_values(node, f.name)
 ]
 
 
 @pytest.mark.parametrize(("group", "name", "node", "field"), ENUMERATED)
 def test_enumerations_take_their_values_and_no_other(group: str, name: str, node: type, field: str) -> None:
-    allowed = settings.allowed_values(node, field)
+    allowed = described.allowed_values(node, field)
     for value in allowed:
         made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), OmegaConf.create({field: value})))
         assert str(getattr(made, field)).lower() == value
@@ -261,7 +261,7 @@ def test_enumerations_take_their_values_and_no_other(group: str, name: str, node
             f"{group}.{f.name}"
             for group, node in ((g, type(getattr(Config(), g))) for g in settings.nodes())
             for f in dataclasses.fields(node)
-            if settings.allowed_values(node, f.name)
+            if described.allowed_values(node, f.name)
         }
     ),
 )
@@ -272,7 +272,7 @@ def test_a_wrong_enumeration_is_explained(key: str) -> None:
     message = str(caught.value)
     assert message.startswith(f"{key}=neither")
     assert "\n" not in message
-    for value in settings.allowed_values(type(getattr(Config(), group)), name):
+    for value in described.allowed_values(type(getattr(Config(), group)), name):
         assert value in message
 
 
