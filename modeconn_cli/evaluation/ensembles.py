@@ -112,6 +112,16 @@ def cosine(L_mnc: Tensor) -> Array:
     return torch.einsum("anc,bnc->ab", p, p).div(p.shape[1]).numpy()
 
 
+def least_alike(L_mnc: Tensor, y: Tensor, size: int) -> list[int]:
+    """Which ``size`` of M members differ most, in order of choice: the one of lowest nll, then one by one the member
+    whose mean :func:`cosine` to the chosen ones is lowest."""
+    chosen, near = [min(range(len(L_mnc)), key=lambda m: nll(L_mnc[m], y))], cosine(L_mnc)
+    while len(chosen) < size:
+        left = [m for m in range(len(L_mnc)) if m not in chosen]
+        chosen.append(min(left, key=lambda m: float(near[m, chosen].mean())))
+    return chosen
+
+
 def pairs_mean(matrix: Array) -> float:
     """The mean over pairs of different members; NaN of one member."""
     m = len(matrix)

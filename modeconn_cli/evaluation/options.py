@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from modeconn_cli.errors import UserError
 from modeconn_cli.settings import Name, choice, option
+
+if TYPE_CHECKING:
+    from modeconn_cli.settings import Config
 
 
 class BatchNorm(Name):
@@ -64,8 +69,36 @@ class Interpolation:
     path: PathOf = option(PathOf.curve, "evaluate: which path to evaluate, curve or segment.", identity=False)
 
 
+class Members(Name):
+    evenly = "evenly"
+    least_alike = "least_alike"
+
+
 @choice("ensemble", "ensemble")
 @dataclass
 class Ensemble:
     bins: int = option(15, "Bins of confidence behind the calibration error.", ge=1)
     draws: int = option(20, "Most sets of members that figures of fewer than all are means over.", ge=1)
+    points: int | None = option(None, "Of a path that is named as a whole: how many of its points are members.", ge=2)
+    members: Members = option(
+        Members.evenly,
+        "Which points: evenly spaced t, or least_alike: of ensemble.candidates, the best on the validation split, then "
+        "one by one that whose probabilities are least like the chosen ones' (mean cosine).",
+    )
+    candidates: int = option(21, "least_alike: evenly spaced t to choose from.", ge=2, le=1001)
+    ood: str | None = option(
+        None,
+        "Another data set, by source (mnist) or as a file of arrays: how well uncertainty tells its test split from "
+        "this one's.",
+    )
+
+    def check_together(self, group: str, config: Config) -> None:
+        """Raise UserError for what one field cannot say."""
+        if self.members is Members.least_alike:
+            if not config.dataset.validation_size or not config.dataset.use_test:
+                raise UserError(
+                    f"{group}.members=least_alike chooses on a validation split and reports another: set "
+                    "dataset.validation_size, the training examples to hold out, and dataset.use_test=true."
+                )
+            if self.points is not None and self.candidates < self.points:
+                raise UserError(f"{group}.candidates={self.candidates} is less than {group}.points={self.points}.")

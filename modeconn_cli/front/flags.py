@@ -17,6 +17,17 @@ Overrides = Annotated[
 ]
 
 
+NetworksAndOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NETWORK]... [KEY=VALUE]...",
+        help="Networks, as a file, RUN, RUN@epoch=20, RUN@t=0.3 or RUN#2, in place of endpoints.from; and overrides, "
+        "as seed=1 or architecture=vgg16.",
+        show_default=False,
+    ),
+]
+
+
 Multirun = Annotated[
     bool, typer.Option("--multirun", "-m", help="One job for every combination of comma-separated values.")
 ]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeconn_cli import settings
+from modeconn_cli.errors import UserError
 from modeconn_cli.plugins import conf_directories
 
 HERE = Path(__file__).resolve().parents[1]
@@ -49,6 +50,38 @@ def quoted_references(override: str) -> str:
     if key.lstrip("+") not in REFERENCES or "'" in value or '"' in value:
         return override
     return f"{key}=" + re.sub(r"[^\[\],]*[=#][^\[\],]*", lambda m: quoted(m.group().strip()), value)
+
+
+POINT = re.compile(r"[^=]*@(t|epoch|step)=[^@#=]*")
+MEANT = re.compile(r"#|\.(pt|pth|safetensors)$")  # as a network, whether there is one or not
+
+
+def naming_networks(words: Sequence[str], output_dir: str) -> list[str]:
+    """Arguments with those that name networks, as a file, RUN, RUN@t=0.3 or RUN#2, made one override of endpoints.from.
+
+    Raises:
+        UserError: an override names endpoints too.
+    """
+    from modeconn_cli.runs.find import find
+
+    def names_one(word: str) -> bool:
+        if "=" in word:
+            return bool(POINT.fullmatch(word))
+        if MEANT.search(word) or Path(word).exists():
+            return True
+        try:
+            return bool(find(Path(output_dir), word))
+        except UserError as error:
+            return "fits" in str(error)
+
+    named = [w for w in words if names_one(w)]
+    rest = [w for w in words if w not in named]
+    if not named:
+        return rest
+    beside = [o for o in rest if o.startswith(("endpoints.from=", "endpoints.checkpoints=", "endpoints.seeds="))]
+    if beside:
+        raise UserError(f"{named[0]} names an endpoint, and {beside[0]} names others: drop one of the two.")
+    return [f"endpoints.from=[{','.join(quoted(n) for n in named)}]", *rest]
 
 
 def nearest(wrong: str, right: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from modeconn_cli.front.flags import (
     Force,
     Info,
     Multirun,
+    NetworksAndOverrides,
     Overrides,
     OwnOutputDir,
     Quiet,
@@ -43,8 +44,11 @@ def pipeline(command: Command) -> Callable[..., None]:
         quiet: Quiet = False,
     ) -> None:
         from modeconn_cli.front.compose import compose, launcher_of, scatter
+        from modeconn_cli.front.overrides import naming_networks
 
         given = list(overrides or [])
+        if command.networks:
+            given = naming_networks(given, said_in(given) if output_dir is None else output_dir)
         given = [*chosen_for(command, given), *given]
         given += placed(output_dir, given)
         given += [f"runtime.force={str(force).lower()}"] if force else []
@@ -67,8 +71,16 @@ def pipeline(command: Command) -> Callable[..., None]:
             sys.exit(session.code)
         session.close()
 
+    if command.networks:
+        run.__annotations__["overrides"] = NetworksAndOverrides
     run.__doc__ = f"{command.help}\n\n{command.more}"
     return run
+
+
+def said_in(overrides: Sequence[str]) -> str:
+    """Where results go, as overrides say or by default."""
+    said = [o.partition("=")[2] for o in overrides if o.startswith("runtime.output_dir=")]
+    return said[-1] if said else "outputs"
 
 
 def placed(output_dir: str | None, overrides: Sequence[str]) -> list[str]:

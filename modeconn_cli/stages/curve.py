@@ -45,6 +45,7 @@ WEIGHT = 4  # bytes of a float32
         "--multirun seed=0,1,2,3",
         "architecture=custom architecture.target=nets.py:Net",
     ],
+    networks=True,
 )
 def request(context: Context) -> Request:
     from modeconn_cli.stages.evaluate import MeasuredCurve

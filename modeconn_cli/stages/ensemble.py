@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modeconn_cli.data.dataset import Split
+from modeconn_cli.data.foreign import foreign, foreign_fields, foreign_split
+from modeconn_cli.data.options import Dataset
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation import ensembles
-from modeconn_cli.evaluation.options import Ensemble
+from modeconn_cli.evaluation.options import Ensemble, Members
 from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.results import Result, Table
 from modeconn_cli.runs.directory import Run
+from modeconn_cli.runs.references import parse
 from modeconn_cli.stages.endpoints import Endpoint, endpoints
+from modeconn_cli.stages.referenced import path_of
 from modeconn_cli.tasks.base import Column
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.work.command import Request, command
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PREDICTIONS = "predictions.safetensors"
+OOD = "ensemble.ood"
 WHOLE_BYTES = 64 << 20  # beyond which predictions are kept in half precision
 
 FIGURES = (
@@ -40,6 +47,8 @@ FIGURES = (
     Column("ece_mass", "ECE, mass", unit="%", digits=2, scale=100.0),
     Column("auroc_total", "AUROC, total"),
     Column("auroc_epistemic", "AUROC, epistemic"),
+    Column("ood_total", "OOD AUROC, total"),
+    Column("ood_epistemic", "OOD AUROC, epistemic"),
 )
 UNLIKE = (
     Column("disagreement", "disagreement", unit="%", digits=2, scale=100.0),
@@ -52,36 +61,91 @@ UNLIKE = (
     "ensemble",
     panel="look",
     help="Average the predictions of networks: error, calibration, disagreement, as their number grows.",
-    more="Members are trained from endpoints.seeds, or are any networks by reference: "
-    "endpoints.from=\\[RUN#1,RUN@t=0.5]. With dataset.validation_size a temperature is fitted on the validation split.",
-    examples=["endpoints.seeds=\\[0,1,2,3]", "'endpoints.from=\\[RUN@t=0,RUN@t=0.5,RUN@t=1]'"],
+    more="Members are trained from endpoints.seeds, or are any networks by reference; of a path that is named as a "
+    "whole, ensemble.points of its points. With dataset.validation_size a temperature is fitted on the validation "
+    "split.",
+    examples=["endpoints.seeds=\\[0,1,2,3]", "evaluate/digits-mlp-s0-1 ensemble.points=5"],
+    networks=True,
 )
 def request(context: Context) -> Request:
-    members = endpoints(context)
-    if len(members) < 2:
-        raise UserError(
-            f"an ensemble needs two members, and {len(members)} is given: name more, as endpoints.seeds=[0,1,2] or "
-            "endpoints.from=[REF,REF]."
-        )
     if not isinstance(context.task_on_host, Classify):
         raise UserError(
             f"modeconn ensemble averages class probabilities, and task={context.config.task.kind} has none."
         )
-    return Request(own=[Ensembled(context, [Predicted(context, m) for m in members])], beside=members)
+    members = named_members(context)
+    if len(members) < 2:
+        raise UserError(
+            f"an ensemble needs two members, and {len(members)} is given: name more, as endpoints.seeds=[0,1,2], or "
+            "networks after the command's name, as REF REF."
+        )
+    elsewhere = other_data(context)
+    predicted = [Predicted(context, m) for m in members]
+    on_others = [] if elsewhere is None else [Predicted(context, m, elsewhere) for m in members]
+    return Request(own=[Ensembled(context, predicted, on_others)], beside=members)
+
+
+def named_members(context: Context) -> list[Endpoint]:
+    """The endpoints that the configuration names; of a path that is named as a whole, points of it."""
+    options, named = context.config.ensemble, copy.copy(context.config.endpoints)
+    texts = [*map(str, named.references or [])]
+    paths = [t for t in texts if _is_path(t, context)]
+    if not paths:
+        if options.points is not None:
+            raise UserError(
+                f"ensemble.points={options.points} counts points of a path, and none is named: give one that was "
+                "measured or fitted, as modeconn ensemble RUN ensemble.points=5."
+            )
+        return endpoints(context)
+    if options.points is None:
+        raise UserError(
+            f"{paths[0]} is a path of many networks: say how many of its points are members, as ensemble.points=5, or "
+            f"name them, as {paths[0]}@t=0.5."
+        )
+    if options.members is Members.least_alike and len(texts) > 1:
+        raise UserError(f"ensemble.members=least_alike chooses among points of one path, and {len(texts)} are named.")
+    count = options.points if options.members is Members.evenly else options.candidates
+    points = [f"{t:.12g}" for t in np.linspace(0, 1, count)]
+    setattr(named, "from", [n for t in texts for n in ([f"{t}@t={x}" for x in points] if t in paths else [t])])
+    return endpoints(context.having(endpoints=named))
+
+
+def _is_path(text: str, context: Context) -> bool:
+    reference = parse(text)
+    if reference.selects or reference.file is not None:
+        return False
+    return path_of(reference.run(context.root)) is not None
+
+
+def other_data(context: Context) -> Dataset | None:
+    """The data set that ensemble.ood names, whose examples must be ones that the networks can take."""
+    named, config = context.config.ensemble.ood, context.config
+    if named is None:
+        return None
+    options = foreign(named, config.dataset, OOD)
+    if foreign_fields(options)["data"] == context.checksum:
+        raise UserError(f"{OOD}={named} is the data set that the networks were trained on; name another.")
+    foreign_split(options, context.data_on_host, OOD)
+    return options
 
 
 class Predicted(Stage):
     """predictions.safetensors: log-probabilities (n, C) of a network by split, and labels (n,) by ``<split>.y``.
 
     Whatever is asked of a network's predictions later costs no forward pass.
+
+    Args:
+        elsewhere: another data set, whose examples are predicted in place of the network's own.
     """
 
     name = "predict"
     makes = "predictions"
 
-    def __init__(self, context: Context, network: Endpoint) -> None:
+    def __init__(self, context: Context, network: Endpoint, elsewhere: Dataset | None = None) -> None:
         super().__init__(context, [network])
-        self.network = network
+        self.network, self.elsewhere = network, elsewhere
+
+    def fields(self) -> dict[str, Any]:
+        return {} if self.elsewhere is None else {"on": foreign_fields(self.elsewhere)}
 
     def compute(self, run: Run) -> Result:
         net, task = self.context.net(0), self.context.task
@@ -89,7 +153,7 @@ class Predicted(Stage):
         net.load(self.network.state())
         evaluator = self.context.evaluator(net)
         kept: dict[str, Tensor] = {}
-        for split in [s for s in (task.data.validation, task.data.test) if s is not None]:
+        for split in self._splits():
             kept[split.name] = evaluator.read(split, lambda output: task.logits(output).double().log_softmax(1).float())
             kept[f"{split.name}.y"] = split.y.cpu()
         if sum(v.numel() for v in kept.values()) * 4 > WHOLE_BYTES:
@@ -98,6 +162,12 @@ class Predicted(Stage):
         return Result(
             f"predictions of {self.network.short_name}", more={"splits": {k: len(v) for k, v in kept.items()}}
         )
+
+    def _splits(self) -> list[Split]:
+        data = self.context.task.data
+        if self.elsewhere is not None:
+            return [foreign_split(self.elsewhere, self.context.data_on_host, OOD).to(self.context.device)]
+        return [s for s in (data.validation, data.test) if s is not None]
 
     def predictions(self) -> dict[str, Tensor]:
         return read_state(self.result.folder / PREDICTIONS)
@@ -113,28 +183,29 @@ class Ensembled(Stage):
     name = "ensemble"
     groups: ClassVar[tuple[str, ...]] = ("ensemble",)
 
-    def __init__(self, context: Context, members: Sequence[Predicted]) -> None:
+    def __init__(self, context: Context, members: Sequence[Predicted], elsewhere: Sequence[Predicted] = ()) -> None:
         digests = [m.identity.digest for m in members]
         if len({*digests}) < len(digests):
             raise UserError("an ensemble's members are the same network: averaging them changes nothing; drop one.")
-        super().__init__(context, members)
-        self.members = list(members)
+        super().__init__(context, [*members, *elsewhere])
+        self.members, self.elsewhere = list(members), list(elsewhere)
 
     @property
     def label(self) -> str:
-        return f"{self.context.label}-{len(self.members)}-members"
+        options = self.context.config.ensemble
+        count = options.points if options.members is Members.least_alike else len(self.members)
+        return f"{self.context.label}-{count}-members"
 
     def compute(self, run: Run) -> Result:
-        options, kept = self.context.config.ensemble, [m.predictions() for m in self.members]
-        by_split = {name: torch.stack([k[name].float() for k in kept]) for name in kept[0] if not name.endswith(".y")}
-        labels = {name: kept[0][f"{name}.y"] for name in by_split}
+        options = self.context.config.ensemble
+        names, by_split, labels, others = self._predictions()
         reported = self.context.task.data.test.name
         fitted = "validation" if "validation" in by_split and reported != "validation" else None
-        names = [m.network.short_name for m in self.members]
 
         def figures(chosen: Sequence[int]) -> dict[str, float | None]:
             fit = (by_split[fitted][[*chosen]], labels[fitted]) if fitted else None
-            return figures_of(by_split[reported][[*chosen]], labels[reported], fit, options)
+            apart = None if others is None else others[[*chosen]]
+            return figures_of(by_split[reported][[*chosen]], labels[reported], fit, options, apart)
 
         by_member = [figures([i]) for i in range(len(names))]
         alone = [{"member": name, **found} for name, found in zip(names, by_member, strict=True)]
@@ -169,14 +240,42 @@ class Ensembled(Stage):
                 Table("pairs.csv", "Pairs", [Column("first", "first"), Column("second", "second"), *UNLIKE], pairs),
             ],
             pictures=["growth.png"],
-            more={"members": names, "split": reported, "temperature_fitted_on": fitted, "bins": options.bins},
+            more={
+                "members": names,
+                "split": reported,
+                "temperature_fitted_on": fitted,
+                "ood": options.ood,
+                "bins": options.bins,
+            },
         )
+
+    def _predictions(self) -> tuple[list[str], dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+        """Members' names, their predictions (M, n, C) and the labels (n,) by split, and predictions on other data."""
+        options, kept = self.context.config.ensemble, [m.predictions() for m in self.members]
+        by_split = {name: torch.stack([k[name].float() for k in kept]) for name in kept[0] if not name.endswith(".y")}
+        labels = {name: kept[0][f"{name}.y"] for name in by_split}
+        chosen = [*range(len(kept))]
+        if options.members is Members.least_alike and options.points is not None:
+            chosen = sorted(ensembles.least_alike(by_split["validation"], labels["validation"], options.points))
+        others = [
+            next(v for k, v in p.predictions().items() if not k.endswith(".y")).float()
+            for p in (self.elsewhere[i] for i in chosen if self.elsewhere)
+        ]
+        names = [self.members[i].network.short_name for i in chosen]
+        return names, {k: v[chosen] for k, v in by_split.items()}, labels, torch.stack(others) if others else None
 
 
 def figures_of(
-    L_mnc: Tensor, y: Tensor, validation: tuple[Tensor, Tensor] | None, options: Ensemble
+    L_mnc: Tensor,
+    y: Tensor,
+    validation: tuple[Tensor, Tensor] | None,
+    options: Ensemble,
+    elsewhere: Tensor | None = None,
 ) -> dict[str, float | None]:
-    """FIGURES of members' averaged predictions, in their units; those of temperature only with a validation split."""
+    """FIGURES of members' averaged predictions, in their units.
+
+    Those of temperature only with a validation split, those of other data only with predictions on some, (M, n', C).
+    """
     together, unsure = ensembles.averaged(L_mnc), ensembles.uncertainty(L_mnc)
     wrong = (together.argmax(1) != y).numpy()
     found = {
@@ -192,6 +291,13 @@ def figures_of(
     if validation is not None:
         T = ensembles.temperature(ensembles.averaged(validation[0]), validation[1])
         found |= {"temperature": T, "nll_tempered": ensembles.nll(ensembles.tempered(together, T), y)}
+    if elsewhere is not None:
+        other = ensembles.uncertainty(elsewhere)
+        foreign = np.arange(len(unsure.total) + len(other.total)) >= len(unsure.total)
+        found["ood_total"] = ensembles.auroc(np.concatenate([unsure.total, other.total]), foreign)
+        found["ood_epistemic"] = math.nan
+        if len(L_mnc) > 1:
+            found["ood_epistemic"] = ensembles.auroc(np.concatenate([unsure.epistemic, other.epistemic]), foreign)
     figures = {c.name: c.scale * found[c.name] for c in FIGURES if c.name in found}
     return {k: None if math.isnan(v) else v for k, v in figures.items()}
 

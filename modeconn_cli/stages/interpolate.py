@@ -21,7 +21,8 @@ from modeconn_cli.work.measuring import MeasuredPath, done_to_networks, named_by
     panel="join",
     help="Measure loss and error along the straight line between two endpoints.",
     more="Endpoints that are missing are trained first. Writes path.csv, summary.json and a picture.",
-    examples=["'endpoints.from=\\[a.pt,b.pt]'"],
+    examples=["a.pt b.pt"],
+    networks=True,
 )
 def request(context: Context) -> Request:
     start, end = ends_of_path(context, Segment.name)

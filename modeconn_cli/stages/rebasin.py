@@ -47,6 +47,7 @@ MIDPOINT = "merged.safetensors"
     "any number of endpoints. Writes the permutation, the aligned and the merged "
     "network, and a certificate that the function is the same. interpolate and fit-curve take rebasin=weight too.",
     chooses={"rebasin": "weight"},
+    networks=True,
 )
 def request(context: Context) -> Request:
     options, given = context.config.rebasin, endpoints(context)

@@ -29,6 +29,7 @@ NAME = "run"
     more="experiment=NAME takes a preset. pipeline.replicates=\\[0,1,2] are pairs of endpoints of their own; "
     "endpoints.seeds=\\[0,1,2] pipeline.pairs=all joins every pair. What fails does not stop the rest; killed and "
     "started again it goes on.",
+    networks=True,
 )
 def request(context: Context) -> Request:
     config, options = context.config, context.config.pipeline

@@ -55,6 +55,7 @@ class Command:
     listed: bool = True
     examples: Sequence[str] = ()
     introduction: str = ""
+    networks: bool = False
 
 
 COMMANDS: dict[str, Command] = {}
@@ -72,12 +73,13 @@ def command(
     listed: bool = True,
     examples: Sequence[str] = (),
     introduction: str = "",
+    networks: bool = False,
 ) -> Callable[[Callable[..., Request]], Callable[..., Request]]:
     """Register a function from a context to a Request as the command of this name; see Command for the rest."""
 
     def register(request: Callable[..., Request]) -> Callable[..., Request]:
         COMMANDS[name] = Command(
-            name, request, panel, help, more, dict(chooses or {}), listed, tuple(examples), introduction
+            name, request, panel, help, more, dict(chooses or {}), listed, tuple(examples), introduction, networks
         )
         return request
 

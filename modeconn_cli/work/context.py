@@ -24,7 +24,7 @@ from modeconn_cli.evaluation.statistics import STATISTICS_VERSION, norm_layers
 from modeconn_cli.forward import evaluating
 from modeconn_cli.inputs import InputForm, form_of, taken
 from modeconn_cli.models import build as models
-from modeconn_cli.settings import Config, fields_off_default
+from modeconn_cli.settings import Config, fields_off_default, plain
 from modeconn_cli.symmetry.fusing import Fusion, find_fusion, fused
 from modeconn_cli.symmetry.graph import CannotTrace
 from modeconn_cli.targets import Target, first_line
@@ -64,7 +64,7 @@ class Context:
 
     def having(self, **changes: Any) -> Context:
         """A context with other settings that shares this one's reporter, signals and trackers."""
-        if all(getattr(self.config, k) == v for k, v in changes.items()):
+        if all(plain(getattr(self.config, k)) == plain(v) for k, v in changes.items()):
             return self
         return Context(dataclasses.replace(self.config, **changes), self.reporter, self.signals, self.trackers)
 

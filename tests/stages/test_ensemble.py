@@ -12,6 +12,7 @@ import torch
 from cli_helpers import DIGITS, folders, ok, refused
 from safetensors.torch import load_file
 
+from modeconn_cli.evaluation.ensembles import least_alike
 from modeconn_cli.stages.ensemble import sets_of
 
 
@@ -62,6 +63,47 @@ def test_points_of_a_path_are_members(lab: Path, monkeypatch: pytest.MonkeyPatch
     members = ",".join(f"{segment}@t={t}" for t in (0, 0.5, 1))
     answer = ok("ensemble", *DIGITS, f"endpoints.from=[{members}]", "--json")
     assert len(answer.json["results"][0]["tables"][1]["rows"]) == 3
+
+
+def test_of_a_whole_path_points_are_members(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lab)
+    held = [*DIGITS, "dataset.validation_size=50"]
+    path = folders(ok("interpolate", *held, "--json"))["interpolate"]
+    run = f"interpolate/{path.parent.name}"
+    answer = ok("ensemble", run, *held, "ensemble.points=3", "--json")
+    (evenly,) = answer.json["results"]
+    assert [m["member"] for m in evenly["tables"][1]["rows"]] == ["seed 0", "segment at t=0.5", "seed 1"]
+
+    least = ok("ensemble", run, *held, "ensemble.points=2", "ensemble.members=least_alike", "ensemble.candidates=5")
+    assert "2-members" in least.out
+    assert "is a path of many networks: say how many" in refused("ensemble", run, *held)
+    assert "and none is named" in refused("ensemble", *held, "ensemble.points=3")
+    assert "chooses on a validation split" in refused("ensemble", run, *DIGITS, "ensemble.members=least_alike")
+
+
+def test_least_alike_members_are_those_of_lowest_cosine() -> None:
+    p = torch.tensor([[0.9, 0.1], [0.89, 0.11], [0.5, 0.5], [0.2, 0.8]]).log()[:, None]
+    assert least_alike(p, torch.tensor([0]), 3) == [0, 3, 1]
+    assert least_alike(p, torch.tensor([1]), 2) == [3, 0]
+
+
+def test_uncertainty_tells_other_data_apart(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lab)
+    x = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8)).astype("uint8")
+    np.savez(lab / "noise.npz", x_train=x, y_train=np.arange(60) % 10)
+    np.savez(lab / "larger.npz", x_train=np.pad(x, [(0, 0), (0, 0), (4, 4), (4, 4)]), y_train=np.arange(60) % 10)
+    answer = ok(*THREE, "ensemble.ood=noise.npz", "--json")
+    kept = [
+        load_file(f"{r['directory']}/predictions.safetensors") for r in answer.json["stages"] if r["stage"] == "predict"
+    ]
+    p, q = (np.mean([k[s].double().exp().numpy() for k in kept if s in k], 0) for s in ("test", "noise.npz"))
+    assert len(q) == 60
+    here, there = (-(v * np.log(v)).sum(1) for v in (p, q))
+    above = np.mean(there[:, None] > here) + np.mean(there[:, None] == here) / 2
+    assert answer.json["results"][0]["metrics"]["ood_total"] == pytest.approx(above)
+    assert "its examples are 1x16x16 where the networks take 1x8x8" in refused(*THREE, "ensemble.ood=larger.npz")
+    assert "no such data set and no such file" in refused(*THREE, "ensemble.ood=nothing")
+    assert "networks were trained on" in refused(*THREE, "ensemble.ood=digits")
 
 
 def test_what_makes_no_ensemble_is_refused_before_training(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
