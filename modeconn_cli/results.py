@@ -245,7 +245,7 @@ def read_summary(folder: Path, question: Question | None = None) -> dict[str, An
     if not same and (folder / SCORES).exists():
         summary["barriers"] = _barriers(folder, summary, question)
         intervals |= {"method": METHOD, "resamples": question.resamples, "confidence": question.confidence}
-    summary["verdict"] = judged(summary["barriers"], question)
+    summary["verdict"] = judged(summary["barriers"], question, summary["splits"]["test"]["examples"])
     return summary
 
 

@@ -7,6 +7,7 @@ other, are networks of one error rate with different errors. Their columns are e
 then the true one, with the dependence of real networks.
 
     python scripts/coverage.py --examples 360 --trials 400
+    python scripts/coverage.py --examples 100 --error 0.5
     python scripts/coverage.py --scores outputs/evaluate/.../v1/scores.safetensors --examples 360
 """
 
@@ -30,6 +31,7 @@ from modeconn_cli.evaluation.barriers import (
     verdict,
     verdict_bounds,
 )
+from modeconn_cli.evaluation.rare import is_counted, with_counts
 from modeconn_cli.families.base import Array
 
 SHAPES: dict[str, Callable[[Array], Array]] = {  # points above the ends, by t
@@ -58,7 +60,11 @@ def tried(draw: Callable[[], Array], t: Array, truth: Array, options: argparse.N
     for trial in range(options.trials):
         values = draw()
         resampled = resampled_means(torch.from_numpy(values), options.resamples, seed=trial)
-        for name, interval in barrier_intervals(t, values.mean(1), resampled, options.confidence).items():
+        by_name = barrier_intervals(t, values.mean(1), resampled, options.confidence)
+        counted = torch.from_numpy(values / 100)
+        if is_counted(counted):
+            by_name = with_counts(by_name, t, counted, 100.0, options.confidence)
+        for name, interval in by_name.items():
             found[name].append(interval)
     true = {name: float(value) for name, value in barriers(t, truth).items()}
     rows = []

@@ -21,6 +21,7 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 from modeconn_cli.families.base import Array
@@ -47,7 +48,7 @@ def barriers(t: Array, L: Array, surface: bool = False) -> dict[str, Array]:
     """
     mean = (L[..., 0] + L[..., -1]) / 2
     found = {
-        "above_line": _over_line(t, L).max(-1),
+        "above_line": over_line(t, L).max(-1),
         "above_mean": L.max(-1) - mean,
         "above_max": L.max(-1) - np.maximum(L[..., 0], L[..., -1]),
     }
@@ -133,27 +134,56 @@ def _at_chosen(t: Array, L: Array, w: Array) -> dict[str, Array]:
     start_chosen = L[:, None, 0] + w[:, 0] >= L[:, None, -1] + w[:, -1]
     top = highest(L, w)
     return {
-        "above_line": highest(_over_line(t, L), _over_line(t, w)),
+        "above_line": highest(over_line(t, L), over_line(t, w)),
         "above_mean": top - (starts + ends) / 2,
         "above_max": top - np.where(start_chosen, starts, ends),
     }
 
 
-def _over_line(t: Array, L: Array) -> Array:
+def over_line(t: Array, L: Array) -> Array:
     """L (..., T) above the line through its ends."""
     over: Array = L - (1 - t) * L[..., :1] - t * L[..., -1:]
     return over
 
 
+def share_bounds(k: float, n: int, odds: float) -> tuple[float, float]:
+    """The least and the largest share of which k of n examples, k perhaps in parts, are what is seen, at these odds
+    each: were it beyond, so many, or so few, would be seen less than once in ``1 + odds`` times.
+
+    >>> [round(300 * bound, 2) for bound in share_bounds(0, 300, 19)]
+    [0.0, 2.98]
+    """
+    beyond = 1 / (1 + odds)
+    low = float(betaincinv(k, n - k + 1, beyond)) if k > 0 else 0.0
+    return low, float(betaincinv(k + 1, n - k, 1 - beyond)) if k < n else 1.0
+
+
+def by_counting(barrier: Mapping[str, float], odds: float) -> dict[str, float]:
+    """``low`` and ``high`` of a widened barrier, each of them right at ``odds`` to one.
+
+    As far as the examples that rise may be too many or too few, or those that fall: one of them at a time.
+    """
+    n, each = int(barrier["examples"]), barrier["each"]
+    (k, least, most), (lost, least_lost, most_lost) = (
+        (barrier[name], *(n * share for share in share_bounds(barrier[name], n, odds))) for name in ("rises", "falls")
+    )
+    return {"low": each * min(least - lost, k - most_lost), "high": each * max(most - lost, k - least_lost)}
+
+
 def verdict_bounds(barrier: Mapping[str, float], odds: float) -> dict[str, float]:
     """``low`` and ``high`` of a barrier by its standard error, each of them right at ``odds`` to one.
 
-    Of a barrier from before it was corrected, its interval.
+    Of one that was widened by counting (:mod:`modeconn_cli.evaluation.rare`), those of the counts where they are wider;
+    of one from before it was corrected, its interval.
     """
     if "corrected" not in barrier:
         return {k: barrier[k] for k in ("low", "high")}
     half = NormalDist().inv_cdf(odds / (1 + odds)) * barrier["se"]
-    return {"low": barrier["corrected"] - half, "high": barrier["corrected"] + half}
+    bounds = {"low": barrier["corrected"] - half, "high": barrier["corrected"] + half}
+    if "rises" in barrier:
+        counted = by_counting(barrier, odds)
+        bounds = {"low": min(bounds["low"], counted["low"]), "high": max(bounds["high"], counted["high"])}
+    return bounds
 
 
 def verdict(barrier: Mapping[str, float], below: float) -> str:

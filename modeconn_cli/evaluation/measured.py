@@ -15,11 +15,13 @@ from torch import Tensor
 
 from modeconn_cli.evaluation.barriers import barrier_intervals, resampled_means, verdict, verdict_bounds
 from modeconn_cli.evaluation.evaluator import Evaluator
+from modeconn_cli.evaluation.rare import LEAST, is_counted, with_counts
 from modeconn_cli.families.base import Array
 from modeconn_cli.tasks.base import Column, Criterion
 
 SPLITS = ("train", "test")
-METHOD = "bootstrap over examples, without the bias of choosing t"  # of intervals, as a summary says it
+# Of intervals, as a summary says it.
+METHOD = "bootstrap over examples, without the bias of choosing t; by counting where few change"
 KEPT_BYTES = 64 << 20  # scores of one path that are kept, at most
 
 
@@ -77,7 +79,7 @@ class Measured:
             own = {}
             for c in self.columns:
                 values = by_column[c.name].double().numpy()
-                own[c.name] = c.scale * values.std(1, ddof=1) / np.sqrt(values.shape[1])
+                own[c.name] = c.scale * _deviation(values) / np.sqrt(values.shape[1])
             found |= {f"{split}_{k}": v for k, v in {"loss": own[self.columns[0].name], **own}.items()}
         return found
 
@@ -95,6 +97,10 @@ class Measured:
             for name in ("loss", *(c.name for c in self.columns)):
                 key = f"{split}_{name}"
                 found[key] = barrier_intervals(self.t, means[key], resampled[name], question.confidence, self.surface)
+            for c in self.columns[1:]:  # the objective is no count, if all of it is 0
+                key, values = f"{split}_{c.name}", by_column[c.name]
+                if is_counted(values):
+                    found[key] = with_counts(found[key], self.t, values, c.scale, question.confidence, self.surface)
         return found
 
     def pack(self) -> dict[str, Tensor]:
@@ -120,18 +126,30 @@ def unpack(kept: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def judged(barriers: Mapping[str, Mapping[str, Mapping[str, float]]], question: Question) -> dict[str, Any]:
-    """Whether a path connects its ends, by the task's criterion on the test split, and the figures behind it."""
+def judged(
+    barriers: Mapping[str, Mapping[str, Mapping[str, float]]], question: Question, examples: int
+) -> dict[str, Any]:
+    """Whether a path connects its ends, by the task's criterion on the test split, and the figures behind it.
+
+    ``examples``: of the test split; of fewer than LEAST, which ``too_few`` then says, no verdict is given.
+    """
     criterion = question.criterion
     found = dict(barriers[f"test_{criterion.column}"][criterion.convention])
+    few = examples < LEAST
     return {
-        "connected": verdict(verdict_bounds(found, question.odds), criterion.below),
+        "connected": "undecided" if few else verdict(verdict_bounds(found, question.odds), criterion.below),
         "metric": f"test_{criterion.column}",
         "convention": criterion.convention,
         "below": criterion.below,
         "odds": question.odds,
         **found,
+        **({"too_few": examples} if few else {}),
     }
+
+
+def _deviation(values: Array) -> Array:
+    """Of the rows of (T, n); that of one example is not known."""
+    return values.std(1, ddof=1) if values.shape[1] > 1 else np.full(len(values), np.nan)
 
 
 def split_note(evaluator: Evaluator, key: str) -> dict[str, Any]:

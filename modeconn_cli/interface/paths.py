@@ -76,7 +76,8 @@ class Measured(ABC):
 
     @property
     def connected(self) -> bool | None:
-        """Whether it connects its ends, by the task's criterion; None: undecided, too near the threshold."""
+        """Whether it connects its ends, by the task's criterion; None: undecided, too near the threshold or of too few
+        examples."""
         return {"yes": True, "no": False}.get(self.result.summary["verdict"]["connected"])
 
     @property

@@ -13,8 +13,9 @@ import pandas as pd
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.evaluation.measured import Question
+from modeconn_cli.evaluation.rare import LEAST
 from modeconn_cli.matching.options import title_of
-from modeconn_cli.report.gather import REPLICATION, as_override, run_settings, varied
+from modeconn_cli.report.gather import REPLICATION, as_override, count, run_settings, varied
 from modeconn_cli.report.plots import PathResult
 from modeconn_cli.results import Metrics, read_summary
 from modeconn_cli.runs.find import Found, stands_on_curve
@@ -117,7 +118,9 @@ def barrier_words(verdict: Mapping[str, Any], metrics: Metrics) -> str:
     unit = metrics.column(metric).difference
     words = interval_words(metric, verdict, metrics, f" {unit}" if unit else "")
     value, corrected = (metrics.text(verdict.get(k, verdict["value"]), metric) for k in ("value", "corrected"))
-    return words if value == corrected else f"{words} (corrected {corrected})"
+    words = words if value == corrected else f"{words} (corrected {corrected})"
+    few = verdict.get("too_few")
+    return f"{words}, of {count(few, 'test example')}, too few to tell (fewer than {LEAST})" if few else words
 
 
 def _holds_threshold(verdict: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from modeconn_cli.evaluation.barriers import resampled_means
 from modeconn_cli.evaluation.evaluator import Scores, metrics, require_same
 from modeconn_cli.evaluation.measured import SPLITS, Question, split_note
 from modeconn_cli.evaluation.options import BatchNorm, Interpolation, Renormalise
+from modeconn_cli.evaluation.rare import are_few, is_counted, widened
 from modeconn_cli.matching.many import cycle_error, pairs_of
 from modeconn_cli.matching.options import Together
 from modeconn_cli.matching.search import searched
@@ -170,9 +171,14 @@ def _rows(
     for split in SPLITS:
         for c in columns:
             means, ends = (c.scale * kept[f"{whose}.{split}.{c.name}"].double() for whose in ("mean", "ends"))
+            counted = c is not columns[0] and is_counted(kept[f"mean.{split}.{c.name}"])
             for row, own in zip(rows, means, strict=True):
                 above = own - ends.mean(0)
                 low, high = np.percentile(resampled_means(above[None], asked.resamples)[:, 0], tails)
                 interval = {"value": float(above.mean()), "low": float(low), "high": float(high)}
+                if counted:
+                    kinds, counts = (v.numpy() for v in (above / c.scale).unique(return_counts=True))
+                    if are_few(counts):
+                        interval = widened(interval, kinds[:, None], counts, c.scale, asked.confidence)
                 row |= {f"{split}_{c.name}": float(own.mean()), f"{split}_{c.name}_above_mean": interval}
     return rows

@@ -135,7 +135,7 @@ class MeasuredPath(Stage):
         run.write_rows("path.csv", rows)
         kept = keep_scores(run, measured.pack())
         barriers = measured.barriers(self.question)
-        verdict = judged(barriers, self.question)
+        verdict = judged(barriers, self.question, len(evaluator.splits["test"]))
         self.context.trackers.rows(rows)
         self.context.trackers.summary({"verdict": verdict["connected"], **barriers})
         more = self._more(measured, u_td, length, on_grid, evaluator)
