@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from modeconn_cli.matching.options import Rebasin
     from modeconn_cli.models.options import Architecture
     from modeconn_cli.tasks.options import TaskBase
+    from modeconn_cli.training.cycles import FGE
     from modeconn_cli.training.recipe import Endpoints
     from modeconn_cli.work.options import Pipeline, Runtime
 
@@ -76,6 +77,7 @@ ROOMS = {
     "interpolation": "modeconn_cli.evaluation.options",
     "rebasin": "modeconn_cli.matching.options",
     "ensemble": "modeconn_cli.evaluation.options",
+    "fge": "modeconn_cli.training.cycles",
     "pipeline": "modeconn_cli.work.options",
     "runtime": "modeconn_cli.work.options",
 }
@@ -209,6 +211,7 @@ class Config:
     interpolation: Interpolation = _group("interpolation", "interpolation", "How a path is evaluated.")
     rebasin: Rebasin = _group("rebasin", "none", "Whether and how the second endpoint is permuted first.")
     ensemble: Ensemble = _group("ensemble", "ensemble", "How averaged predictions are judged.")
+    fge: FGE = _group("fge", "fge", "Fast geometric ensembling.")
     pipeline: Pipeline = _group("pipeline", "pipeline", "What `modeconn run` runs it over.")
     runtime: Runtime = _group("runtime", "runtime", "Where and how it runs; never changes a run's identity.")
 

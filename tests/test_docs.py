@@ -132,6 +132,7 @@ def test_a_line_that_no_rule_fits_is_not_passed_over() -> None:
 AS_IT_IS = ("plot", "report", "export", "gather", "symmetries", "runs", "doctor", "completion", "--help", "--version")
 PLACEHOLDERS = {"curve.epochs=E": "curve.epochs=20"}
 LARGE = re.compile(r"experiment=|architecture=(vgg|preresnet|wrn|resnet(32|44|56|110)|vit|torchvision)")
+CYCLIC = ("fge",)
 FROM_FILES = ("fashion_mnist", "mnist", "kmnist", "cifar", "svhn")
 
 
@@ -168,6 +169,8 @@ def small(words: Sequence[str]) -> list[str]:
     rest = [w for w in rest if not re.match(r"endpoints.warmup_epochs=|dataset.train_size=\d{4}", w)]  # there is less
     rest = [w for w in rest if w != "architecture.width=4"]  # of a ResNet: sixteen times the work
     settings = [s for s in QUICK if not (s == "endpoints.epochs=1" and any("keep_" in w for w in rest))]
+    if name in CYCLIC:  # which want an end of the training to be cyclic in
+        settings = [s.replace("endpoints.epochs=1", "endpoints.epochs=20") for s in settings]
     if not any(w.startswith(f"dataset={source}") for w in rest for source in FROM_FILES):
         settings.append("dataset.train_size=200")
     if name == "rebasin" or any(w.startswith("rebasin=") for w in rest):

@@ -20,7 +20,8 @@ _SELECTION = re.compile(r"^(?P<place>.+?)(?:@(?P<key>\w+)=(?P<value>[^@#]*)|#(?P
 class Reference:
     """What was written, taken apart. At most one of the selections is given.
 
-    place: a file, or what finds a run. epoch, step: of training. t: in [0, 1], along a path. number: from 1.
+    place: a file, or what finds a run. epoch, step: of training. t: in [0, 1], along a path. number: from 1. every:
+    each network of a run, RUN#*.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Reference:
     step: int | None = None
     t: float | None = None
     number: int | None = None
+    every: bool = False
 
     @property
     def selects(self) -> bool:
@@ -71,6 +73,8 @@ def parse(text: str) -> Reference:
     if match is None:
         return Reference(text, text)
     place, key, value, number = match.group("place", "key", "value", "number")
+    if number == "*":
+        return Reference(text, place, every=True)
     if number is not None:
         if not number.isdecimal() or number == "0":
             raise UserError(f"{text}: #{number} is no number of a network; they count from 1, as RUN#2.")

@@ -17,6 +17,7 @@ from modeconn_cli.data.foreign import foreign, foreign_fields, foreign_split
 from modeconn_cli.data.options import Dataset
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation import ensembles
+from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.evaluation.options import Ensemble, Members
 from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.results import Result, Table
@@ -153,8 +154,8 @@ class Predicted(Stage):
         net.load(self.network.state())
         evaluator = self.context.evaluator(net)
         kept: dict[str, Tensor] = {}
-        for split in self._splits():
-            kept[split.name] = evaluator.read(split, lambda output: task.logits(output).double().log_softmax(1).float())
+        for split in self._splits(task):
+            kept[split.name] = log_probabilities(evaluator, split, task)
             kept[f"{split.name}.y"] = split.y.cpu()
         if sum(v.numel() for v in kept.values()) * 4 > WHOLE_BYTES:
             kept = {k: v.half() if v.is_floating_point() else v for k, v in kept.items()}
@@ -163,11 +164,10 @@ class Predicted(Stage):
             f"predictions of {self.network.short_name}", more={"splits": {k: len(v) for k, v in kept.items()}}
         )
 
-    def _splits(self) -> list[Split]:
-        data = self.context.task.data
+    def _splits(self, task: Classify) -> list[Split]:
         if self.elsewhere is not None:
             return [foreign_split(self.elsewhere, self.context.data_on_host, OOD).to(self.context.device)]
-        return [s for s in (data.validation, data.test) if s is not None]
+        return judged_splits(task)
 
     def predictions(self) -> dict[str, Tensor]:
         return read_state(self.result.folder / PREDICTIONS)
@@ -263,6 +263,16 @@ class Ensembled(Stage):
         ]
         names = [self.members[i].network.short_name for i in chosen]
         return names, {k: v[chosen] for k, v in by_split.items()}, labels, torch.stack(others) if others else None
+
+
+def judged_splits(task: Classify) -> list[Split]:
+    """Where predictions are asked for: the validation split, where there is one, and the test split."""
+    return [s for s in (task.data.validation, task.data.test) if s is not None]
+
+
+def log_probabilities(evaluator: Evaluator, split: Split, task: Classify) -> Tensor:
+    """Of the network as it is, (n, C), on the CPU."""
+    return evaluator.read(split, lambda output: task.logits(output).double().log_softmax(1).float())
 
 
 def figures_of(

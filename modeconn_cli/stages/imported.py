@@ -14,9 +14,9 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.options import Interpolation
 from modeconn_cli.results import Result
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.runs.references import told_apart
+from modeconn_cli.runs.references import parse, told_apart
 from modeconn_cli.stages.endpoints import Endpoint, fitted, load, named_by
-from modeconn_cli.stages.referenced import Referenced
+from modeconn_cli.stages.referenced import Referenced, networks_in
 from modeconn_cli.work.context import Context
 
 SAME = (
@@ -83,7 +83,11 @@ def imported_endpoints(context: Context) -> list[ImportedEndpoint] | None:
                 raise UserError(
                     f"{key}: no file {file}; give paths of .pt or .safetensors files, or endpoints.from for runs."
                 )
-    networks = [named_by(key, text, context) for text in texts]
+    try:
+        each = one_by_one(texts, context.root)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    networks = [named_by(key, text, context) for text in each]
     names = told_apart([n.names for n in networks])
     imported = [ImportedEndpoint(context, n, name) for n, name in zip(networks, names, strict=True)]
     states = [endpoint.check() for endpoint in imported]
@@ -91,3 +95,17 @@ def imported_endpoints(context: Context) -> list[ImportedEndpoint] | None:
         if all(torch.equal(v, second[k]) for k, v in first.items()):
             raise UserError(f"{a.text} and {b.text} hold {SAME}")
     return imported
+
+
+def one_by_one(texts: Sequence[str], root: Path) -> list[str]:
+    """References with ``RUN#*``, every network of a run, written out as RUN#1, RUN#2, ...
+
+    Raises:
+        UserError: there is no such run, or no network in it.
+    """
+    found: list[str] = []
+    for text in texts:
+        reference = parse(text)
+        count = len(networks_in(reference.run(root))) if reference.every else 0
+        found += [f"{reference.place}#{k + 1}" for k in range(count)] if reference.every else [text]
+    return found

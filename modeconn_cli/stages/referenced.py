@@ -30,6 +30,7 @@ from modeconn_cli.work.recorded import OBJECT, recorded_config
 from modeconn_cli.work.reporting import Reporter, Silent
 
 _KEPT = re.compile(r"^checkpoint-(epoch|step)(\d+)\.safetensors$")
+_MEMBER = re.compile(r"^member-(\d+)\.safetensors$")
 
 
 @dataclass(frozen=True)
@@ -215,12 +216,16 @@ def networks_in(run: Found) -> Networks:
         UserError: it holds no network.
     """
     checkpoint = run.folder / CHECKPOINT
+    numbered = ((int(m.group(1)), p) for p in run.folder.glob("member-*.safetensors") if (m := _MEMBER.match(p.name)))
+    members = tuple(Network(f"member {n}", "member", file) for n, file in sorted(numbered))
+    if not checkpoint.is_file() and members:
+        return Networks(members)
     if not checkpoint.is_file():
         path = path_of(run)
         if path is None:
             raise UserError(f"{run.folder} holds no network: it is a result of {run.stage}.")
         return path.networks
-    found = read_networks(checkpoint, run.kind)
+    found = read_networks(checkpoint, run.kind or "network")
     kept = sorted(
         (m.group(1) == "step", int(m.group(2)), p)
         for p in run.folder.glob("checkpoint-*.safetensors")
@@ -229,7 +234,7 @@ def networks_in(run: Found) -> Networks:
     more = [Network(f"{'step' if step else 'epoch'} {n}", "kept", file) for step, n, file in kept]
     midpoint = run.folder / "merged.safetensors"
     more += [Network("midpoint", "merged", midpoint)] if midpoint.is_file() else []
-    return replace(found, networks=(*found.networks, *more))
+    return replace(found, networks=(*found.networks, *more, *members))
 
 
 def path_of(run: Found) -> StoredPath | None:
@@ -264,7 +269,7 @@ def networks_of(text: str, root: Path) -> Networks | None:
         UserError: there is no such thing, or no network in it.
     """
     reference = parse(text)
-    if reference.selects:
+    if reference.selects and not reference.every:
         return None
     if reference.file is not None:
         run_around(reference.file)
@@ -278,6 +283,8 @@ def referenced(text: str, root: Path) -> Referenced:
         UserError: there is none, it is not kept, or there are several.
     """
     reference = parse(text)
+    if reference.every:
+        raise UserError(f"{text} is every network of a run, and one is wanted: give one, as {reference.place}#2.")
     if reference.file is not None:
         file = reference.file
         upstream = run_around(file)
@@ -300,7 +307,8 @@ def referenced(text: str, root: Path) -> Referenced:
     if reference.epoch is not None or reference.step is not None:
         return _kept(reference, run, networks)
     if not (run.folder / CHECKPOINT).is_file() or networks.family is not None:
-        raise UserError(f"{text} holds {len(networks)} networks, along a path: give one, as {text}@t=0.5 or {text}#2.")
+        along = (", along a path", f"{text}@t=0.5 or ") if networks[0].what != "member" else ("", "")
+        raise UserError(f"{text} holds {len(networks)} networks{along[0]}: give one, as {along[1]}{text}#2.")
     return _stored(text, run, networks[0])
 
 
@@ -345,6 +353,8 @@ def _stored(text: str, run: Found, network: Network) -> Stored:
         name = f"{name} at {network.name}"
     elif network.name == "midpoint":
         name = f"midpoint of {name}"
+    elif network.what == "member":
+        name = f"{network.name} of {name}"
     assert network.file is not None
     names = [name, f"{name} ({run.digest[:6]})", f"{name} ({run.stage}/{run.name}/{run.version})"]
     return Stored(text, network.file, names, network.what, [run.folder])

@@ -82,6 +82,7 @@ class Trainer:
         seed: of order, augmentation, coefficients and dropout.
         engine: what finds gradients, of an objective with the recipe's decay unless that is decoupled; None: the
             network, eagerly, in the recipe's precision.
+        schedule: the learning rate of a step, counted from 0; None: the recipe's.
 
     The object's whole state goes through :meth:`state` and :meth:`load`; resumed training is bit-identical.
     """
@@ -97,6 +98,7 @@ class Trainer:
         seed: int,
         sampling: Sampling = Sampling.stratified,
         engine: Engine | None = None,
+        schedule: Callable[[int], float] | None = None,
     ) -> None:
         self.net, self.family, self.W_kp, self.task = net, family, control_points, task
         self.recipe, self.seed, self.sampling = recipe, seed, sampling
@@ -104,6 +106,7 @@ class Trainer:
         self.device = device = control_points.device
         self.steps_per_epoch = steps_per_epoch(len(task.data.train), recipe.batch_size)
         self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.rate = schedule or (lambda step: learning_rate(recipe, step, self.steps_per_epoch))
         self.step = 0
         self.rows: list[dict[str, float]] = []
         # A network that is its only control point moves with it; otherwise the point is formed every step.
@@ -143,7 +146,7 @@ class Trainer:
     @property
     def lr(self) -> float:
         """The learning rate of the last step taken; before the first, of the first."""
-        return learning_rate(self.recipe, max(self.step - 1, 0), self.steps_per_epoch)
+        return self.rate(max(self.step - 1, 0))
 
     def run(self, watch: Callable[[Trainer], None] = lambda _: None) -> None:
         """Train to the end. ``watch`` is called after every step; it may save, report, or raise to stop.
@@ -180,7 +183,7 @@ class Trainer:
         """Draw an epoch and bring it to the device, into the tensors where the last one was, at one of its steps."""
         steps = self.steps_per_epoch
         drawn = draw_epoch(self.task, self.family, self.seed, epoch, steps, self.sampling)
-        rates = [learning_rate(self.recipe, epoch * steps + i, steps) for i in range(steps)]
+        rates = [self.rate(epoch * steps + i) for i in range(steps)]
         on_device = OnDevice(
             drawn.order,
             torch.as_tensor(drawn.coefficients, dtype=self.W_kp.dtype, device=self.device),
@@ -273,10 +276,9 @@ class Trainer:
         bad = (~torch.isfinite(fresh)).nonzero()
         if len(bad):
             step = self._checked + int(bad[0]) + 1
-            lr = learning_rate(self.recipe, step - 1, self.steps_per_epoch)
             raise RunFailed(
                 f"the loss became {float(fresh[int(bad[0])]):g} at step {step} of {self.total_steps} with "
-                f"learning rate {lr:g}; the last good state is kept. Try a lower lr or a warm-up."
+                f"learning rate {self.rate(step - 1):g}; the last good state is kept. Try a lower lr or a warm-up."
             )
         self._checked = self.step
 

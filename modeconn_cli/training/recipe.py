@@ -87,7 +87,8 @@ class Training:
     "from",
     "list[str] | None",
     None,
-    "Take the endpoints from these and train none: a file, or RUN, RUN@epoch=20, RUN@step=100, RUN@t=0.3, RUN#2.",
+    "Take the endpoints from these and train none: a file, or RUN, RUN@epoch=20, RUN@step=100, RUN@t=0.3, RUN#2, or "
+    "RUN#* for each that a run holds.",
 )
 class Endpoints(Training):
     seeds: list[int] | None = option(

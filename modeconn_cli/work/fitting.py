@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any, Protocol
 
 from modeconn_cli.errors import RunFailed
 from modeconn_cli.runs.directory import Run
@@ -12,19 +13,41 @@ from modeconn_cli.work.context import Context
 from modeconn_cli.work.saving import Saver
 
 
-def fit(trainer: Trainer, run: Run, context: Context, keep: Callable[[Trainer], None] = lambda _: None) -> None:
+class Gathering(Protocol):
+    """What is gathered along a training and saved with its state, under ``gathered``."""
+
+    def state(self) -> dict[str, Any]:
+        """As Trainer.state."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` gave."""
+
+
+def fit(
+    trainer: Trainer,
+    run: Run,
+    context: Context,
+    keep: Callable[[Trainer], None] = lambda _: None,
+    gathering: Gathering | None = None,
+) -> None:
     """Train to the end, going on from a saved state where there is one, and write metrics.csv.
 
-    ``keep`` is called at every step, the starting one included, and may write checkpoints.
+    ``keep`` is called at every step, the starting one included, and may write checkpoints, and add to what is gathered.
     """
+
+    def state() -> dict[str, Any]:
+        return trainer.state() | ({} if gathering is None else {"gathered": gathering.state()})
+
     saver = Saver(run, context)
     begun = saver.begun()
     if begun is not None:
         trainer.load(begun)
+        if gathering is not None:
+            gathering.load(begun["gathered"])
         run.log(f"resumed at step {trainer.step} of {trainer.total_steps}")
     else:
         keep(trainer)
-        saver.save(trainer.state())
+        saver.save(state())
     context.trackers.rows(trainer.rows)
     shown = 0.0
 
@@ -33,7 +56,7 @@ def fit(trainer: Trainer, run: Run, context: Context, keep: Callable[[Trainer], 
         keep(t)
         context.trackers.rows(t.rows)
         if saver.due:
-            saver.save(t.state())
+            saver.save(state())
         now = time.monotonic()
         if now - shown > 0.1:
             shown = now

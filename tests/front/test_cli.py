@@ -51,6 +51,7 @@ COMMANDS = [
     "report",
     "gather",
     "ensemble",
+    "fge",
     "connect",
     "export",
     "reproduce",

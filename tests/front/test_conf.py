@@ -394,6 +394,7 @@ FINGERPRINTS = {
     "rebasin/_custom": "fd075ca6a4e31b42",
     "pipeline/_pipeline": "07406eeaceb06ad5",
     "ensemble/_ensemble": "efb6632c07b67245",
+    "fge/_fge": "9508d1a786d07704",
     "runtime/_runtime": "3566fa39d90ca715",
 }
 

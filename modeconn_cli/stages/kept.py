@@ -1,0 +1,323 @@
+"""What trainings with a cyclic rate share: where they start, what is measured on the way, members and their average."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from modeconn_cli.errors import UserError
+from modeconn_cli.evaluation.evaluator import Evaluator, Scores
+from modeconn_cli.evaluation.options import Ensemble, Interpolation
+from modeconn_cli.families.point import Point
+from modeconn_cli.forward import modes_kept, rest_kept
+from modeconn_cli.networks import CHECKPOINT, read_state, require_kept, write_state
+from modeconn_cli.results import Result, Table, task_note
+from modeconn_cli.runs.directory import Run
+from modeconn_cli.settings import fields_off_default
+from modeconn_cli.stages.endpoints import Endpoint, TrainedEndpoint, endpoints
+from modeconn_cli.stages.ensemble import FIGURES, figures_of, judged_splits, log_probabilities
+from modeconn_cli.tasks.base import Batch, Column, Task
+from modeconn_cli.tasks.classify import Classify
+from modeconn_cli.tasks.outputs import tensor_of
+from modeconn_cli.tasks.regress import Regress
+from modeconn_cli.training.cycles import Cycles
+from modeconn_cli.training.loop import Trainer, steps_per_epoch
+from modeconn_cli.training.recipe import recipe
+from modeconn_cli.weights import FlatModule
+from modeconn_cli.work.context import Context
+from modeconn_cli.work.fitting import fit
+from modeconn_cli.work.stage import Stage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TRACE = "trace.csv"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training with a cyclic rate starts.
+
+    name: for headings; label: for directories; seed: of its order, augmentation and dropout; endpoint: whose file is
+    the network, after so many epochs of it; None: initialisation by the seed.
+    """
+
+    name: str
+    label: str
+    seed: int
+    endpoint: Endpoint | None = None
+    file: str = CHECKPOINT
+
+    def state(self) -> dict[str, Tensor]:
+        assert self.endpoint is not None
+        return read_state(self.endpoint.result.folder / self.file)
+
+
+def starts(context: Context, group: str) -> list[Start]:
+    """Networks to go on from: those of endpoints.from or endpoints.checkpoints; else a share of ordinary training.
+
+    Of the latter there is one for each of endpoints.seeds, and by default for the first of a replicate. It is kept from
+    a training that goes on to the end of the budget, the network to compare with.
+    """
+    options, seed = context.config.endpoints, context.config.seed
+    if options.references is not None or options.checkpoints is not None:
+        own = seed if options.data_seed is None else options.data_seed
+        return [Start(e.short_name, e.label, own, e) for e in endpoints(context)]
+    if options.fuse:
+        raise UserError(
+            f"endpoints.fuse=true folds norms of finished networks, and {group} goes on training: name some by "
+            "endpoints.from, or go without it."
+        )
+    after = getattr(context.config, group).before(group, options.epochs)
+    begun = copy.copy(options)  # dataclasses.replace would forget endpoints.from
+    begun.keep_epochs = sorted({*options.keep_epochs, after})
+    begun.seeds = [2 * seed] if options.seeds is None else options.seeds
+    found = []
+    for endpoint in endpoints(context.having(endpoints=begun)):
+        assert isinstance(endpoint, TrainedEndpoint)
+        file = f"checkpoint-epoch{after}.safetensors"
+        found.append(Start(endpoint.short_name, endpoint.label, endpoint.data_seed, endpoint, file))
+    return found
+
+
+class Gathered:
+    """What is gathered at the steps of a training: a row of the trace, and whatever is added to it.
+
+    rows: the test split's figures by step, with the rate and whether a network was kept there.
+    """
+
+    def __init__(self, evaluator: Evaluator, cycles: Cycles, every: int) -> None:
+        self.evaluator, self.cycles, self.every = evaluator, cycles, every
+        self.rows: list[dict[str, float]] = []
+
+    def trace(self, trainer: Trainer) -> None:
+        """Measure the test split, where it is time to, with statistics re-estimated and put back."""
+        kept = trainer.step in self.cycles.kept
+        due = self.every and trainer.step % (self.every * trainer.steps_per_epoch) == 0
+        if not due and not (kept and self.every):
+            return
+        module = self.evaluator.net.module
+        trainer.require_finite()
+        with modes_kept(module), rest_kept(module):
+            self.evaluator.reestimate()
+            found = self.evaluator.score(self.evaluator.splits["test"]).means
+        at = {"step": trainer.step, "epoch": trainer.step / trainer.steps_per_epoch, "lr": trainer.lr}
+        self.rows.append({**at, "kept": int(kept), **{f"test_{k}": v for k, v in found.items()}})
+
+    def state(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.rows = state["rows"]
+
+
+class Kept(Stage):
+    """A training with a cyclic rate, and the networks that it passes by; a subclass says what becomes of them.
+
+    member-<k>.safetensors are networks by themselves, statistics re-estimated: RUN#1, RUN#2, ...
+    """
+
+    title: str  # for headings
+
+    def __init__(self, context: Context, start: Start) -> None:
+        super().__init__(context, [] if start.endpoint is None else [start.endpoint])
+        self.start = start
+        self.steps = steps_per_epoch(len(context.data_on_host.train), context.config.endpoints.batch_size)
+        self.cycles = self._cycles(isinstance(start.endpoint, TrainedEndpoint))
+
+    def _cycles(self, whole: bool) -> Cycles:
+        found: Cycles = self.options.cycles(self.name, self.context.config.endpoints, self.steps, whole)
+        return found
+
+    @property
+    def options(self) -> Any:
+        """Of its group, which is called as it is."""
+        return getattr(self.context.config, self.name)
+
+    @property
+    def label(self) -> str:
+        return self.start.label
+
+    def fields(self) -> dict[str, Any]:
+        start = {"init_seed": self.start.seed} if self.start.endpoint is None else {"from": self.start.file}
+        own = fields_off_default(self.options)
+        return {
+            **self.context.task_fields(),
+            "recipe": recipe(self.cycles.training),
+            self.name: {k: v for k, v in own.items() if k not in ("start", "epochs")},  # which the recipe has
+            **start,
+            "data_seed": self.start.seed,
+        }
+
+    @property
+    def gradient_steps(self) -> int:  # type: ignore[override]
+        return self.cycles.training.epochs * self.steps
+
+    def gathered(self, net: FlatModule) -> Gathered:
+        """What is gathered on the way."""
+        return Gathered(self.context.evaluator(net, Interpolation()), self.cycles, self.options.trace)
+
+    def keep(self, run: Run, trainer: Trainer, gathered: Any) -> None:
+        """Called after every step, the starting one included."""
+        raise NotImplementedError
+
+    def finish(self, run: Run, net: FlatModule, gathered: Any) -> Result:
+        """What was found, once the training is over."""
+        raise NotImplementedError
+
+    def compute(self, run: Run) -> Result:
+        context, training = self.context, self.cycles.training
+        net = context.net(self.start.seed)
+        require_kept(net.module)
+        if self.start.endpoint is not None:
+            with torch.no_grad():
+                net.load(self.start.state())
+        trainer = Trainer(
+            net,
+            Point(),
+            net.point[None],
+            slice(0, 1),
+            context.training_task(context.config.endpoints),
+            training,
+            self.start.seed,
+            schedule=lambda step: self.cycles.rate(step + 1),
+        )
+        gathered = self.gathered(net)
+
+        def keep(t: Trainer) -> None:
+            if t.step in self.cycles.kept:
+                t.require_finite()
+            self.keep(run, t, gathered)
+            gathered.trace(t)
+
+        fit(trainer, run, context, keep, gathered)
+        return self.finish(run, net, gathered)
+
+    def said(self, net: FlatModule) -> dict[str, Any]:
+        """What summary.json says of the training."""
+        return {
+            "name": f"{self.title} of {self.start.name}",
+            "task": task_note(self.context.task),
+            "parameters": net.size,
+            "epochs": {"before": self.cycles.before, "with_a_cyclic_rate": self.cycles.training.epochs},
+            "kept_after_steps": list(self.cycles.kept),
+            "steps_per_epoch": self.steps,
+        }
+
+    def traced(self, run: Run, gathered: Gathered) -> list[str]:
+        """Write trace.csv and its picture, where anything was traced; the pictures."""
+        if not gathered.rows:
+            return []
+        run.write_rows(TRACE, gathered.rows)
+        with run.writing("trace.png") as file:
+            figure = _picture(gathered.rows, self.cycles, self.steps, self.context.task, f"{self.title}, {self.label}")
+            figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+        return ["trace.png"]
+
+
+def member_file(number: int) -> str:
+    """Where a run has one of its networks, which count from 1."""
+    return f"member-{number}.safetensors"
+
+
+class Together:
+    """Predictions of members as they come, and what the average over the first few is worth on the test split.
+
+    Of classes, probabilities are averaged (evaluation/ensembles.py); of numbers, answers. Any other task's are not, for
+    what their mean would mean is not known.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.columns = FIGURES if isinstance(task, Classify) else task.columns
+        self.kept: dict[str, list[Tensor]] = {}
+
+    def add(self, evaluator: Evaluator) -> dict[str, float | None]:
+        """Of the network as it is; its own figures."""
+        if isinstance(self.task, Classify):
+            for split in judged_splits(self.task):
+                self.kept.setdefault(split.name, []).append(log_probabilities(evaluator, split, self.task))
+            return self._classified(slice(-1, None))
+        test = evaluator.splits["test"]
+        if isinstance(self.task, Regress):
+            self.kept.setdefault(test.name, []).append(evaluator.read(test, tensor_of))
+            return self._answered(slice(-1, None))
+        return dict(evaluator.score(test).means)
+
+    def of_first(self, members: int) -> dict[str, float | None]:
+        """Figures of the average; empty where none is made."""
+        if isinstance(self.task, Classify):
+            return self._classified(slice(members))
+        return self._answered(slice(members)) if isinstance(self.task, Regress) else {}
+
+    def _classified(self, members: slice) -> dict[str, float | None]:
+        assert isinstance(self.task, Classify)
+        by_split = {s.name: (torch.stack(self.kept[s.name][members]), s.y.cpu()) for s in judged_splits(self.task)}
+        test = by_split.pop(self.task.data.test.name)
+        return figures_of(*test, by_split.get("validation"), Ensemble())
+
+    def _answered(self, members: slice) -> dict[str, float | None]:
+        test = self.task.data.test
+        mean = torch.stack(self.kept[test.name][members]).double().mean(0).to(test.y.device, test.y.dtype)
+        found = self.task.scores(mean, Batch(test.x[:0], test.y))
+        return dict(Scores(found, {c.name: c.scale for c in self.task.columns}).means)
+
+
+def judged_members(
+    run: Run, net: FlatModule, evaluator: Evaluator, states: Iterable[Mapping[str, Tensor]], labels: Sequence[Any]
+) -> tuple[Together, list[dict[str, Any]]]:
+    """Networks in turn: statistics re-estimated, written as members; their figures, own and together, a row each."""
+    together, rows = Together(evaluator.task), []
+    for number, (state, label) in enumerate(zip(states, labels, strict=True), 1):
+        with torch.no_grad():
+            net.load(state)
+        evaluator.reestimate()
+        write_state(run, member_file(number), net.state())
+        own = together.add(evaluator)
+        averaged = {f"first_{k}": v for k, v in together.of_first(number).items()}
+        rows.append({"member": number, **label, **own, **averaged})
+    return together, rows
+
+
+def members_table(together: Together, rows: Sequence[Mapping[str, Any]], labels: Sequence[Column]) -> Table:
+    """members.csv: each member by itself, and the average of the first so many."""
+    own = [c for c in together.columns if c.name in rows[-1]]
+    first = [
+        _renamed(c, f"first_{c.name}", f"of the first: {c.title}") for c in own[:2] if f"first_{c.name}" in rows[-1]
+    ]
+    shown = [Column("member", "member", digits=0), *labels, *own[:2], *first]
+    names = [c.name for c in shown]
+    return Table("members.csv", "Members, test split", shown, [{k: row[k] for k in names} for row in rows])
+
+
+def _renamed(column: Column, name: str, title: str) -> Column:
+    return replace(column, name=name, title=title)
+
+
+def _picture(rows: Sequence[Mapping[str, float]], cycles: Cycles, steps: int, task: Task, heading: str) -> Figure:
+    """Rate and test figure by epochs, members marked; the epochs count those of the training before."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    total = cycles.training.epochs * steps
+    at = sorted({*range(1, total + 1, max(total // 4000, 1)), *cycles.kept})
+    above.plot([cycles.before + i / steps for i in at], [cycles.rate(i) for i in at], color="#0072B2", linewidth=1)
+    kept = [i for i in cycles.kept if len(cycles.kept) <= total // 2]
+    above.plot([cycles.before + i / steps for i in kept], [cycles.rate(i) for i in kept], "o", color="#D55E00", ms=4)
+    above.set_ylabel("learning rate")
+    column = next(c for c in task.columns if c.name == task.verdict.column)
+    points = [(cycles.before + row["epoch"], row[f"test_{column.name}"], row["kept"]) for row in rows]
+    below.plot([x for x, _, _ in points], [y for _, y, _ in points], color="#0072B2", linewidth=1)
+    below.plot([x for x, _, k in points if k], [y for _, y, k in points if k], "o", color="#D55E00", ms=4)
+    below.set_ylabel(f"test {column.heading}", parse_math=False)
+    below.set_xlabel("epoch")
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(heading, fontsize=10, parse_math=False)
+    return figure
