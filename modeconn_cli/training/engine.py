@@ -13,13 +13,19 @@ from modeconn_cli.training.recipe import Precision
 from modeconn_cli.weights import FlatModule
 
 
+def log_dtype(w_p: Tensor) -> torch.dtype:
+    """In what losses and sums over batches are kept: w's type, but for half precision, whose bfloat16 counts to 256."""
+    return torch.promote_types(w_p.dtype, torch.float32)
+
+
 class Engine(Protocol):
     """Everything stays on the device: an engine reads nothing back and draws nothing but the network's dropout."""
 
     def gradient(self, w_p: Tensor, batch: Batch, scale: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """At w (P,) on a batch: the loss and after it the sums over the batch of the task's columns but the first, (C,)
-        of w's type; and the gradient of loss + decay / 2 |w|^2, times ``scale`` (), where given: whole, [(P,)], or
-        in pieces, a tensor for each parameter. It is the caller's to change. Scaling costs no pass over memory here.
+        in :func:`log_dtype`; and the gradient of loss + decay / 2 |w|^2, times ``scale`` (), where given: whole,
+        [(P,)], or in pieces, a tensor for each parameter. It is the caller's to change. Scaling costs no pass over
+        memory here.
         """
 
 
@@ -45,10 +51,11 @@ class Eager:
             output = net(batch.x)
             loss = task.loss(output, batch)
         with torch.no_grad():
-            log = [loss.detach().to(w_p.dtype)]
+            kind = log_dtype(w_p)
+            log = [loss.detach().to(kind)]
             if len(task.columns) > 1:
                 scores = getattr(task, "scores_beside_loss", task.scores)(output, batch)
-                log += [scores[c.name].sum(dtype=w_p.dtype) for c in task.columns[1:]]
+                log += [scores[c.name].sum(dtype=kind) for c in task.columns[1:]]
         gradients = net.gradients(loss if scale is None else loss * scale)
         with torch.no_grad():
             share = scale * self.decay if scale is not None and self.decay else None

@@ -23,7 +23,7 @@ from modeconn_cli.evaluation.spectral import has_spectral_norms, settle
 from modeconn_cli.families.base import Array, Family, overrides
 from modeconn_cli.families.options import Sampling
 from modeconn_cli.tasks.base import Batch, Task
-from modeconn_cli.training.engine import Eager, Engine
+from modeconn_cli.training.engine import Eager, Engine, log_dtype
 from modeconn_cli.training.optimizers import make_update, takes_pieces
 from modeconn_cli.training.precision import arithmetic
 from modeconn_cli.training.recipe import Optimizer, Training
@@ -135,11 +135,9 @@ class Trainer:
         self._steps = torch.arange(self.steps_per_epoch, device=device)
         self._within = torch.arange(recipe.batch_size, device=device)
         # Of each step of the epoch: the loss, and the batch's sums of the columns that are not the objective's own.
-        self._log = torch.zeros(len(task.columns), self.steps_per_epoch, dtype=net.point.dtype, device=device)
+        self._log = torch.zeros(len(task.columns), self.steps_per_epoch, dtype=log_dtype(net.point), device=device)
         self._losses = self._log[0]
-        self._seen = torch.zeros(
-            self.steps_per_epoch, dtype=net.point.dtype
-        )  # the losses that have been looked at, on the CPU
+        self._seen = torch.zeros_like(self._losses, device="cpu")  # the losses that have been looked at
         self._check_every = 1 if device.type == "cpu" else CHECK_EVERY
         self._checked = 0
 

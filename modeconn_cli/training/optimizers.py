@@ -45,7 +45,7 @@ class Momentum:
             self._rows,
             gradients,
             [*self._velocity] or [None] * len(gradients),
-            fused=_has_fused_kernel(gradients),
+            fused=_has_fused_kernel(gradients) and not _is_left_as_it_is(gradients),
             weight_decay=0.0,
             momentum=self.recipe.momentum,
             lr=lr,  # type: ignore[arg-type]
@@ -97,3 +97,9 @@ def make_update(recipe: Training, rows: Tensors, cut: Cut | None = None) -> Upda
 
 def _has_fused_kernel(tensors: Sequence[Tensor]) -> bool:
     return tensors[0].device.type in ("cpu", "cuda")
+
+
+def _is_left_as_it_is(tensors: Sequence[Tensor]) -> bool:
+    """Whether PyTorch's fused SGD moves nothing: its kernel for half precision on a CPU, up to 2.13, but a remainder
+    (github.com/pytorch/pytorch/issues/191763)."""
+    return tensors[0].device.type == "cpu" and tensors[0].dtype in (torch.float16, torch.bfloat16)
