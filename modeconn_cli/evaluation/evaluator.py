@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -174,7 +175,20 @@ class Evaluator:
         fixed: tuple[bool, bool] = (True, True),
         shares: Array | None = None,
     ) -> dict[str, Scores]:
-        """Scores at w = c @ W.
+        """Scores at w = c @ W; see :meth:`placed`."""
+        with self.placed(control_points, coefficients, buffers, fixed, shares):
+            return self.scores()
+
+    @contextmanager
+    def placed(
+        self,
+        control_points: Tensor,
+        coefficients: Array,
+        buffers: list[dict[str, Tensor]],
+        fixed: tuple[bool, bool] = (True, True),
+        shares: Array | None = None,
+    ) -> Iterator[None]:
+        """The network at w = c @ W, buffers and all, for as long as it is looked at.
 
         Args:
             control_points: W (K, P).
@@ -184,40 +198,58 @@ class Evaluator:
             fixed: whether those rows are the endpoints still; a row that was trained has no buffers of its own.
             shares: (2,) of the ends' buffers, elsewhere; None: each row's by its place.
         """
-        repair = self._ready_repair(control_points[[0, -1]], buffers)
-        combine(coefficients.tolist(), control_points, self.net.point)
+        with torch.no_grad():
+            repair = self._ready_repair(control_points[[0, -1]], buffers)
+            combine(coefficients.tolist(), control_points, self.net.point)
         if coefficients[0] == 1 and fixed[0]:
             self.net.load_rest(buffers[0])
+            yield
         elif coefficients[-1] == 1 and fixed[1]:
             self.net.load_rest(buffers[1])
+            yield
         else:
             place = coefficients @ np.linspace(0, 1, len(coefficients))
             share = float(place if shares is None else shares[1])
-            return self._between(buffers, [1 - share, share], repair)
-        return self.scores()
+            with self._between(buffers, [1 - share, share], repair):
+                yield
 
     @torch.no_grad()
     def centre(self, points: Tensor, buffers: list[dict[str, Tensor]]) -> dict[str, Scores]:
         """Scores at the mean of networks (N, P) with these buffers; the network is left there."""
-        repair = self._ready_repair(points, buffers)
-        self.net.point.copy_(points.mean(0))
-        return self._between(buffers, [1 / len(buffers)] * len(buffers), repair)
+        with self.merged(points, points.mean(0), buffers, [1 / len(buffers)] * len(buffers)):
+            return self.scores()
 
+    @contextmanager
+    def merged(
+        self, points: Tensor, point: Tensor, buffers: list[dict[str, Tensor]], shares: Sequence[float]
+    ) -> Iterator[None]:
+        """The network at a point (P,) made of networks (N, P), which have these buffers and shares in its buffers.
+
+        Without REPAIR it stays there afterwards.
+        """
+        with torch.no_grad():
+            repair = self._ready_repair(points, buffers)
+            self.net.point.copy_(point)
+        with self._between(buffers, shares, repair):
+            yield
+
+    @contextmanager
     def _between(
-        self, buffers: list[dict[str, Tensor]], shares: list[float], repair: Repair | None
-    ) -> dict[str, Scores]:
-        """Scores with the weights as they are, and what else a network between ends has by these shares."""
-        self.net.load_rest(self.kinds.between(buffers, shares))
-        settle(self.net.module)
-        if repair is not None:
-            repair.set(shares)
-            try:
-                return self.scores()
-            finally:
+        self, buffers: list[dict[str, Tensor]], shares: Sequence[float], repair: Repair | None
+    ) -> Iterator[None]:
+        """With the weights as they are, and what else a network between ends has by these shares."""
+        with torch.no_grad():
+            self.net.load_rest(self.kinds.between(buffers, shares))
+            settle(self.net.module)
+            if repair is not None:
+                repair.set([*shares])
+            elif self.options.batch_norm is BatchNorm.reestimate:
+                self.reestimate()
+        try:
+            yield
+        finally:
+            if repair is not None:
                 repair.release()
-        if self.options.batch_norm is BatchNorm.reestimate:
-            self.reestimate()
-        return self.scores()
 
     def _ready_repair(self, points: Tensor, buffers: list[dict[str, Tensor]]) -> Repair | None:
         """The repair, where one is asked for, that knows the statistics of all ends."""
