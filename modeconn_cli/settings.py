@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from modeconn_cli.evaluation.options import Ensemble, Interpolation
     from modeconn_cli.families.options import Curve
     from modeconn_cli.matching.options import Rebasin
+    from modeconn_cli.merging.options import Soup
     from modeconn_cli.models.options import Architecture
     from modeconn_cli.tasks.options import TaskBase
     from modeconn_cli.training.cycles import FGE
@@ -78,14 +79,22 @@ ROOMS = {
     "rebasin": "modeconn_cli.matching.options",
     "ensemble": "modeconn_cli.evaluation.options",
     "fge": "modeconn_cli.training.cycles",
+    "soup": "modeconn_cli.merging.options",
     "pipeline": "modeconn_cli.work.options",
     "runtime": "modeconn_cli.work.options",
 }
 # The field of a group that names its choice; a class registered by @choice has its own name there.
-NAMED_BY = {"dataset": "source", "architecture": "family", "curve": "kind", "rebasin": "method", "task": "kind"}
+NAMED_BY = {
+    "dataset": "source",
+    "architecture": "family",
+    "curve": "kind",
+    "rebasin": "method",
+    "soup": "method",
+    "task": "kind",
+}
 # Groups whose choices can be told apart from their options: what is set for another choice is left aside, and one
 # schema, _<group>, has the options of all.
-SHARED = {"rebasin"}
+SHARED = {"rebasin", "soup"}
 CHOICES: dict[str, dict[str, type]] = {}
 
 
@@ -212,6 +221,7 @@ class Config:
     rebasin: Rebasin = _group("rebasin", "none", "Whether and how the second endpoint is permuted first.")
     ensemble: Ensemble = _group("ensemble", "ensemble", "How averaged predictions are judged.")
     fge: FGE = _group("fge", "fge", "Fast geometric ensembling.")
+    soup: Soup = _group("soup", "uniform", "How several networks are made one.")
     pipeline: Pipeline = _group("pipeline", "pipeline", "What `modeconn run` runs it over.")
     runtime: Runtime = _group("runtime", "runtime", "Where and how it runs; never changes a run's identity.")
 

@@ -41,7 +41,7 @@ def quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
-REFERENCES = ("endpoints.from", "endpoints.init_from", "endpoints.checkpoints", "curve.init_from")
+REFERENCES = ("endpoints.from", "endpoints.init_from", "endpoints.checkpoints", "curve.init_from", "soup.parent")
 
 
 def quoted_references(override: str) -> str:

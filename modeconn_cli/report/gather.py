@@ -15,7 +15,7 @@ import yaml
 from modeconn_cli.errors import UserError
 from modeconn_cli.results import SUMMARY, Metrics
 from modeconn_cli.runs.find import Found, endpoints_behind, endpoints_of, how_it_is_not_whole, is_version
-from modeconn_cli.settings import choices, not_identifying
+from modeconn_cli.settings import NAMED_BY, SHARED, choices, not_identifying
 
 REPLICATION = ("seed", "endpoints.seeds", "curve.seed")
 NO_SETTING = ("n", "shared_endpoints", "metrics", "digits", "runs")  # of a row, beside its path
@@ -83,11 +83,12 @@ def run_settings(run: Found) -> dict[str, Any]:
         flat = {k: v for k, v in flat.items() if k.split(".")[0] in groups and k not in aside}
         if flat.get("task.kind") in ("auto", "classify"):  # for those the data say what is learnt
             flat = {k: v for k, v in flat.items() if not k.startswith("task.")}
-        method = choices("rebasin").get(flat.get("rebasin.method", "none"))
+        chosen = {g: choices(g).get(flat.get(f"{g}.{NAMED_BY[g]}", "")) for g in SHARED}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         return {}  # of a run that is damaged, which its status says
-    used = {f.name for f in fields(method)} if method else None  # what is not installed here used all that it has
-    return {k: v for k, v in flat.items() if used is None or not k.startswith("rebasin.") or k[8:] in used}
+    # What is not installed here used all that it has.
+    used = {g: {f.name for f in fields(cls)} for g, cls in chosen.items() if cls}
+    return {k: v for k, v in flat.items() if (name := k.partition("."))[0] not in used or name[2] in used[name[0]]}
 
 
 def settings_of(content: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,10 +112,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys whose value is not the same everywhere.
 
-    A setting of re-basin that some do not have is one that their method does not use, and the method says as much.
+    A setting of a shared group, as of re-basin, that some do not have is one that their choice does not use, and the
+    choice says as much.
     """
     keys = dict.fromkeys(k for s in settings for k in s)
-    among = {k: [s for s in settings if k in s or not k.startswith("rebasin.")] for k in keys}
+    among = {k: [s for s in settings if k in s or k.partition(".")[0] not in SHARED] for k in keys}
     return [k for k in keys if len({str(s.get(k)) for s in among[k]}) > 1]
 
 

@@ -25,6 +25,7 @@ from modeconn_cli.runs.directory import Run
 from modeconn_cli.stages.endpoints import CHECKPOINT, Endpoint
 from modeconn_cli.stages.rebasin import Permuting
 from modeconn_cli.symmetry.certificate import certify_all
+from modeconn_cli.symmetry.groups import moved
 from modeconn_cli.tasks.base import Column
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.measuring import keep_scores, question_of, stacked_scores
@@ -52,6 +53,12 @@ class Merged(Permuting):
             f"{self.context.label}-{'s' + '-'.join(names) if known else 'files'}-{self.context.config.rebasin.method}"
         )
 
+    def matched_states(self) -> list[dict[str, Tensor]]:
+        """The networks as they were permuted."""
+        states = [n.state() for n in self.networks]
+        files = [None, *(self.result.folder / permutation_file(k) for k in range(1, len(states)))]
+        return [s if f is None else moved(s, read_state(f)) for s, f in zip(states, files, strict=True)]
+
     def compute(self, run: Run) -> Result:
         context = self.context
         module, symmetry, _ = self.traced
@@ -65,7 +72,7 @@ class Merged(Permuting):
         certificate = certify_all(module, symmetry, states, aligned, self.examples())
         for k, (state, found) in enumerate(zip(states, permutations, strict=True)):
             if k:
-                write_state(run, f"permutation-{k + 1}.safetensors", symmetry.moves(state, found))
+                write_state(run, permutation_file(k), symmetry.moves(state, found))
         pairs = itertools.combinations(range(len(states)), 2)
         apart = {(i, j): weight_matching(symmetry, here[j], here[i], names, restarts=0).permutations for i, j in pairs}
         measured, more = self._measure(run, states, aligned)
@@ -155,6 +162,11 @@ class Merged(Permuting):
             summary["merged"] = _rows(names, read_state(file), self.context.task.columns, asked)
         keep = ("networks", "method", "ends", "merged", "cycle_error", "objective", "certificate")
         return {"merged": {k: summary[k] for k in keep}}
+
+
+def permutation_file(k: int) -> str:
+    """Of the network with this number, from 0."""
+    return f"permutation-{k + 1}.safetensors"
 
 
 def _packed(whose: str, scores: Sequence[dict[str, Scores]]) -> dict[str, Tensor]:

@@ -124,6 +124,18 @@ class Symmetry:
         return [torch.arange(g.size) for g in self.groups]
 
 
+def moved(state: Mapping[str, Tensor], moves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state permuted by what :meth:`Symmetry.moves` gave."""
+    found = dict(state)
+    for key, source in moves.items():
+        name, _, dim = key.rpartition(":")
+        if name in found and dim.isdecimal():
+            found[name] = found[name].index_select(int(dim), source)
+        else:
+            found[key] = found[key].reshape(-1)[source.reshape(-1)].view(found[key].shape)
+    return found
+
+
 def frozen(module: nn.Module) -> list[str]:
     """The parameters that do not train beside some that do: they are fixed, and so is the order of what they hold."""
     parameters = dict(module.named_parameters())

@@ -65,6 +65,10 @@ class Classify:
             return torch.stack([torch.zeros_like(second), second], dim=1)
         return found
 
+    def predicted(self, output: Any) -> Tensor:
+        """Probabilities (B, classes)."""
+        return self.logits(output).softmax(1)
+
     def loss(self, output: Any, batch: Batch) -> Tensor:
         return F.cross_entropy(self.logits(output), batch.y, label_smoothing=self.label_smoothing)
 

@@ -117,18 +117,28 @@ class Regress:
             "unexplained": (residual.square() / self.variance.to(residual.dtype)).mean(1),
         }
 
+    def predicted(self, output: Any) -> Tensor:
+        """Normalised targets (B, T), without the log-variances."""
+        return self._parted(output)[0]
+
     def _read(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Residuals (B, T) of the normalised targets, and log-variances (B, T) where there are some."""
+        mean, log_variance = self._parted(output, len(batch.y))
+        return batch.y.to(mean.dtype) - mean, log_variance
+
+    def _parted(self, output: Any, examples: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Means (B, T) of the normalised targets, and log-variances (B, T) where there are some."""
         answer = tensor_of(output)
         if self.outputs == 1:
             answer = answer.reshape(-1, 1)
-        if answer.shape != (len(batch.y), self.outputs):
+        examples = len(answer) if examples is None else examples
+        if answer.shape != (examples, self.outputs):
             raise UserError(
-                f"the network answers {len(batch.y)} examples with {tuple(answer.shape)}, and this task wants "
-                f"({len(batch.y)}, {self.outputs})"
+                f"the network answers {examples} examples with {tuple(answer.shape)}, and this task wants "
+                f"({examples}, {self.outputs})"
             )
         mean, *log_variance = answer.split(self.targets, dim=1)
-        return batch.y.to(mean.dtype) - mean, log_variance[0] if log_variance else None
+        return mean, log_variance[0] if log_variance else None
 
     def _objective(self, residual: Tensor, log_variance: Tensor | None) -> Tensor:
         """(B,) of every example."""

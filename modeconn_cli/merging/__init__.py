@@ -1,0 +1,1 @@
+"""Several networks made one: averages, and arithmetic of what training changed."""
