@@ -21,6 +21,7 @@ LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 # Names of stages that are also settings' groups, or keys of an answer in JSON: as a word alone they may stand anywhere.
 ALSO_OTHERWISE = {"rebasin", "plot", "ensemble", "fge"}
+ALSO_OTHERWISE = {"rebasin", "plot", "ensemble", "soup"}
 
 
 def name(file: Path) -> str:

@@ -44,6 +44,7 @@ BETWEEN = ("weight", "distance", "barrier", "low", "high")
     "(endpoints.from=\\[REF,REF]); task_arithmetic, ties and dare merge what training changed of soup.parent; slerp "
     "takes two; soup=all is every one of these that what is given admits. Works after rebasin=METHOD too.",
     examples=["soup=all endpoints.seeds=\\[0,1,2,3] dataset.validation_size=200"],
+    networks=True,
 )
 def request(context: Context) -> Request:
     options = context.config.soup

@@ -52,6 +52,7 @@ COMMANDS = [
     "gather",
     "ensemble",
     "fge",
+    "soup",
     "connect",
     "export",
     "reproduce",

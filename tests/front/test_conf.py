@@ -395,6 +395,17 @@ FINGERPRINTS = {
     "pipeline/_pipeline": "07406eeaceb06ad5",
     "ensemble/_ensemble": "efb6632c07b67245",
     "fge/_fge": "9508d1a786d07704",
+    "ensemble/_ensemble": "3d9c30cf7c2bdc94",
+    "soup/_soup": "c20d049d53671986",
+    "soup/_uniform": "c04c865a31223022",
+    "soup/_greedy": "46a11f0c07281445",
+    "soup/_least_squares": "0b2ef7d5be45b60f",
+    "soup/_learned": "5f127d52f90ffc8a",
+    "soup/_task_arithmetic": "5b665e452703ff8c",
+    "soup/_ties": "2798759499c9c8ec",
+    "soup/_dare": "5c0cf19cedcfaec3",
+    "soup/_slerp": "ac89e6d79052480b",
+    "soup/_all": "80587b5181b11190",
     "runtime/_runtime": "3566fa39d90ca715",
 }
 
