@@ -393,7 +393,6 @@ FINGERPRINTS = {
     "rebasin/_c2m3": "50a11d71cfd9c7b9",
     "rebasin/_custom": "fd075ca6a4e31b42",
     "pipeline/_pipeline": "07406eeaceb06ad5",
-    "ensemble/_ensemble": "efb6632c07b67245",
     "fge/_fge": "9508d1a786d07704",
     "ensemble/_ensemble": "3d9c30cf7c2bdc94",
     "soup/_soup": "c20d049d53671986",
