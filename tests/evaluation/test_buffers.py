@@ -142,6 +142,19 @@ def test_constants_are_kept_and_the_rest_is_by_the_stated_policy():
     assert kinds.unknown([ends[0], ends[0]]) == []
 
 
+def test_what_trains_or_is_computed_is_known():
+    module = nn.Sequential(new_norm(nn.Linear(3, 4)), nn.BatchNorm1d(4))
+    ends = [{k: torch.rand(v.shape) for k, v in FlatModule(module).rest().items()} for _ in "ab"]
+    assert len(ends[0]) == 5
+    assert Kinds.of(module).unknown(ends) == []
+
+
+def test_ends_without_a_share_enter_nothing():
+    ends = [{"scale": torch.tensor([v])} for v in (5.0, 7.0, 2.0)]
+    assert Kinds.of(nn.Linear(1, 1)).between(ends, [0.0, 0.0, 1.0])["scale"].tolist() == [2]
+    assert Kinds.of(nn.Linear(1, 1)).between(ends, [0.0, 0.5, 0.5])["scale"].tolist() == [4.5]
+
+
 def test_what_is_not_known_is_named_once(make_data):
     net = FlatModule(Several())
     ends = [FlatModule(Several()).rest(), FlatModule(Several(1.0)).rest()]
@@ -156,6 +169,7 @@ def test_a_midpoint_is_a_network_of_its_own():
     a, b = (m.state_dict() for m in made)
     a["1.running_mean"].fill_(1.0)
     half = midpoint(made[0], a, b)
+    assert not any(v.requires_grad for v in half.values())
     assert half["1.running_mean"].tolist() == [0.5] * 5
     original = (a["0.parametrizations.weight.original"] + b["0.parametrizations.weight.original"]) / 2
     torch.testing.assert_close(half["0.parametrizations.weight.original"], original)

@@ -62,6 +62,17 @@ def test_calibration_error_is_the_sum_over_bins(bins):
     assert E.calibration_error(L[0], y, bins, equal_mass=True) == pytest.approx(mass, rel=1e-10)
 
 
+def test_bins_are_told_apart_from_the_first_to_the_last():
+    """One example a bin of four, alternately right and wrong, so that no two may be taken together."""
+    p = torch.tensor([0.2, 0.3, 0.6, 0.9]).double()
+    rest = (1 - p) / 5
+    L = torch.cat([p[:, None], rest[:, None].expand(4, 5)], 1).log()
+    y = torch.tensor([1, 0, 1, 0])
+    apart = (0.2 + 0.7 + 0.6 + 0.1) / 4
+    assert E.calibration_error(L, y, 4) == pytest.approx(apart)
+    assert E.calibration_error(L, y, 4, equal_mass=True) == pytest.approx(apart)
+
+
 def test_certain_and_right_is_calibrated_certain_and_wrong_is_not():
     certain = torch.tensor([[0.0, -math.inf]] * 3)
     assert E.calibration_error(certain, torch.tensor([0, 0, 0])) == 0

@@ -437,6 +437,11 @@ def test_search_keeps_to_its_budget(peak, evaluations):
     assert bool(calls) == bool(evaluations)
 
 
+@pytest.mark.parametrize(("grid", "wanted"), [([0, 0.5, 0.6, 1], 0.8), ([0, 0.3, 0.6, 0.7], 0.45), ([0, 0.4, 1], 0.7)])
+def test_a_search_of_one_evaluation_halves_the_wider_gap_beside_the_highest(grid, wanted):
+    assert searched(lambda s: -abs(s - 0.61), np.array(grid), 1) == [pytest.approx(wanted)]
+
+
 @pytest.mark.parametrize("peak", [0.613, 0.0421, 0.97, 0.25])
 def test_search_finds_a_sharp_maximum_between_grid_points(peak):
     grid = np.linspace(0, 1, 21)

@@ -120,6 +120,8 @@ def test_dropout_is_the_networks_own_and_all_that_a_step_draws(make_data):
         trainer.take_step(4)
     with pytest.raises(RuntimeError, match="draws random numbers"), DeviceOnly():
         trainer.take_step(4)
+    with pytest.raises(RuntimeError, match="draws random numbers"), DeviceOnly(dropout=True):
+        torch.rand(4)
 
 
 def test_one_step_is_the_same_call_for_every_place_of_every_epoch(make_data):
@@ -305,6 +307,16 @@ def test_tf32_is_on_within_training_that_asks_for_it_and_nowhere_else(kind, make
     wanted = TF32 if kind is Precision.tf32 else FULL
     assert seen == [wanted[: len(before)]] * 3
     assert switches() == before
+
+
+@pytest.mark.parametrize("kind", Precision)
+def test_a_forward_pass_is_in_bfloat16_where_that_is_asked_for_and_nowhere_else(kind, make_data):
+    net, seen = FlatModule(mlp(torch.float32)), []
+    recipe = Training(epochs=1, batch_size=4, precision=kind)
+    net.module[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    data = make_data(dtype=torch.float32)
+    Trainer(net, Point(), net.point[None], [0], Classify(data), recipe, seed=0).run()
+    assert seen == [torch.bfloat16 if kind is Precision.bfloat16 else torch.float32] * 3
 
 
 def test_a_request_whose_curve_asks_for_tf32_begins_in_full_float32():
