@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeconn_cli.evaluation.measured import Measured, Question, metric_names, unpack
+from modeconn_cli.evaluation.measured import Measured, Question, metric_names, statistics, unpack
 from modeconn_cli.tasks.classify import COLUMNS, Classify
 
 T = np.linspace(0, 1, 5)
@@ -55,3 +55,12 @@ def test_what_is_kept_comes_back(path):
     assert list(again) == ["train", "test"]
     for split, columns in path.scores.items():
         assert all(torch.equal(again[split][k], v) for k, v in columns.items())
+
+
+def test_statistics_take_extremes_of_every_point_and_means_of_the_grid_alone():
+    """The third point was searched for, so it is not on the grid."""
+    values, on_grid = np.array([1.0, 2.0, 9.0, 4.0]), np.array([True, True, False, True])
+    found = statistics(values, on_grid, np.array([0.0, 1.0, 1.5, 3.0]))
+    assert found == {"start": 1, "end": 4, "min": 1, "max": 9, "mean": 7 / 3, "integral": 1.5 + 2.75 + 9.75}
+    assert "integral" not in statistics(values, on_grid, None)
+    assert statistics(-values, on_grid, None)["min"] == -9

@@ -284,6 +284,7 @@ def test_a_wrong_enumeration_is_explained(key: str) -> None:
         ("endpoints", {"betas": [0.9]}, "endpoints.betas"),
         ("curve", {"milestones": [0.75, 0.5]}, "curve.milestones"),
         ("curve", {"warmup_epochs": 100.0}, "curve.warmup_epochs"),
+        ("curve", {"warmup_epochs": 10.0, "epochs": 10}, "curve.warmup_epochs"),
         ("endpoints", {"keep_epochs": [0, 61]}, "endpoints.keep_epochs"),
     ],
 )
@@ -296,6 +297,8 @@ def test_what_only_several_fields_can_say(group: str, changes: dict[str, Any], s
 def test_defaults_pass_their_own_check() -> None:
     for group, _, node in NODES:
         settings.check(config_with(group, node()))
+    last = dataclasses.replace(Config().endpoints, epochs=10, keep_epochs=[10], warmup_epochs=9.5)
+    settings.check(config_with("endpoints", last))
 
 
 # ----------------------------------------------------------------------------------------------- presets
