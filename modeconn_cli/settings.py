@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from modeconn_cli.merging.options import Soup
     from modeconn_cli.models.options import Architecture
     from modeconn_cli.tasks.options import TaskBase
-    from modeconn_cli.training.cycles import FGE
+    from modeconn_cli.training.cycles import FGE, SWA, SWAG, Snapshot
     from modeconn_cli.training.recipe import Endpoints
     from modeconn_cli.work.options import Pipeline, Runtime
 
@@ -78,8 +78,8 @@ ROOMS = {
     "interpolation": "modeconn_cli.evaluation.options",
     "rebasin": "modeconn_cli.matching.options",
     "ensemble": "modeconn_cli.evaluation.options",
-    "fge": "modeconn_cli.training.cycles",
     "soup": "modeconn_cli.merging.options",
+    **dict.fromkeys(("fge", "snapshot", "swa", "swag"), "modeconn_cli.training.cycles"),
     "pipeline": "modeconn_cli.work.options",
     "runtime": "modeconn_cli.work.options",
 }
@@ -222,6 +222,9 @@ class Config:
     ensemble: Ensemble = _group("ensemble", "ensemble", "How averaged predictions are judged.")
     fge: FGE = _group("fge", "fge", "Fast geometric ensembling.")
     soup: Soup = _group("soup", "uniform", "How several networks are made one.")
+    snapshot: Snapshot = _group("snapshot", "snapshot", "Snapshot ensembling.")
+    swa: SWA = _group("swa", "swa", "Stochastic weight averaging.")
+    swag: SWAG = _group("swag", "swag", "SWA-Gaussian.")
     pipeline: Pipeline = _group("pipeline", "pipeline", "What `modeconn run` runs it over.")
     runtime: Runtime = _group("runtime", "runtime", "Where and how it runs; never changes a run's identity.")
 

@@ -132,7 +132,7 @@ def test_a_line_that_no_rule_fits_is_not_passed_over() -> None:
 AS_IT_IS = ("plot", "report", "export", "gather", "symmetries", "runs", "doctor", "completion", "--help", "--version")
 PLACEHOLDERS = {"curve.epochs=E": "curve.epochs=20"}
 LARGE = re.compile(r"experiment=|architecture=(vgg|preresnet|wrn|resnet(32|44|56|110)|vit|torchvision)")
-CYCLIC = ("fge",)
+CYCLIC = ("fge", "snapshot", "swa", "swag")
 FROM_FILES = ("fashion_mnist", "mnist", "kmnist", "cifar", "svhn")
 
 

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from modeconn_cli.networks import read_state, write_state
-from modeconn_cli.results import Result
-from modeconn_cli.runs.directory import Run
-from modeconn_cli.stages.kept import Gathered, Kept, judged_members, member_file, members_table, starts
-from modeconn_cli.tasks.base import Column
-from modeconn_cli.training.loop import Trainer
-from modeconn_cli.weights import FlatModule
+from modeconn_cli.stages.kept import starts
+from modeconn_cli.stages.members import KeptMembers
 from modeconn_cli.work.command import Request, command
 from modeconn_cli.work.context import Context
 
@@ -26,31 +19,6 @@ from modeconn_cli.work.context import Context
 )
 def request(context: Context) -> Request:
     return Request(own=[FGE(context, start) for start in starts(context, FGE.name)])
-
-
-class KeptMembers(Kept):
-    """A training whose kept networks are members of an ensemble."""
-
-    def keep(self, run: Run, trainer: Trainer, gathered: Gathered) -> None:
-        if trainer.step in self.cycles.kept:
-            number = self.cycles.kept.index(trainer.step) + 1
-            write_state(run, member_file(number), trainer.net.state())
-
-    def finish(self, run: Run, net: FlatModule, gathered: Gathered) -> Result:
-        kept = self.cycles.kept
-        states = (read_state(run.folder / member_file(k)) for k in range(1, len(kept) + 1))
-        labels: list[dict[str, Any]] = [{"epoch": self.cycles.before + step / self.steps} for step in kept]
-        together, rows = judged_members(run, net, gathered.evaluator, states, labels)
-        whole = {k: v for k, v in together.of_first(len(kept)).items() if v is not None}
-        return Result(
-            self.title,
-            whole,
-            [c for c in together.columns if c.name in whole],
-            [members_table(together, rows, [Column("epoch", "epoch", digits=2)])],
-            pictures=self.traced(run, gathered),
-            networks=[member_file(k) for k in range(1, len(kept) + 1)],
-            more=self.said(net),
-        )
 
 
 class FGE(KeptMembers):

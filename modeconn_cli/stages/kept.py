@@ -1,30 +1,27 @@
-"""What trainings with a cyclic rate share: where they start, what is measured on the way, members and their average."""
+"""What trainings with a cyclic rate share: where they start, the training, what is measured on the way."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.evaluation.evaluator import Evaluator, Scores
-from modeconn_cli.evaluation.options import Ensemble, Interpolation
+from modeconn_cli.evaluation.evaluator import Evaluator
+from modeconn_cli.evaluation.options import Interpolation
 from modeconn_cli.families.point import Point
 from modeconn_cli.forward import modes_kept, rest_kept
-from modeconn_cli.networks import CHECKPOINT, read_state, require_kept, write_state
-from modeconn_cli.results import Result, Table, task_note
+from modeconn_cli.networks import CHECKPOINT, read_state, require_kept
+from modeconn_cli.results import Result, task_note
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import fields_off_default
 from modeconn_cli.stages.endpoints import Endpoint, TrainedEndpoint, endpoints
-from modeconn_cli.stages.ensemble import FIGURES, figures_of, judged_splits, log_probabilities
-from modeconn_cli.tasks.base import Batch, Column, Task
-from modeconn_cli.tasks.classify import Classify
-from modeconn_cli.tasks.outputs import tensor_of
-from modeconn_cli.tasks.regress import Regress
+from modeconn_cli.tasks.base import Task
+from modeconn_cli.training.averages import Average
 from modeconn_cli.training.cycles import Cycles
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
 from modeconn_cli.training.recipe import recipe
@@ -43,13 +40,14 @@ TRACE = "trace.csv"
 class Start:
     """Where a training with a cyclic rate starts.
 
-    name: for headings; label: for directories; seed: of its order, augmentation and dropout; endpoint: whose file is
-    the network, after so many epochs of it; None: initialisation by the seed.
+    name: for headings; label: for directories; seed: of its order, augmentation and dropout; init_seed: of
+    initialisation; endpoint: whose file is the network instead.
     """
 
     name: str
     label: str
     seed: int
+    init_seed: int = 0
     endpoint: Endpoint | None = None
     file: str = CHECKPOINT
 
@@ -67,7 +65,7 @@ def starts(context: Context, group: str) -> list[Start]:
     options, seed = context.config.endpoints, context.config.seed
     if options.references is not None or options.checkpoints is not None:
         own = seed if options.data_seed is None else options.data_seed
-        return [Start(e.short_name, e.label, own, e) for e in endpoints(context)]
+        return [Start(e.short_name, e.label, own, endpoint=e) for e in endpoints(context)]
     if options.fuse:
         raise UserError(
             f"endpoints.fuse=true folds norms of finished networks, and {group} goes on training: name some by "
@@ -81,18 +79,19 @@ def starts(context: Context, group: str) -> list[Start]:
     for endpoint in endpoints(context.having(endpoints=begun)):
         assert isinstance(endpoint, TrainedEndpoint)
         file = f"checkpoint-epoch{after}.safetensors"
-        found.append(Start(endpoint.short_name, endpoint.label, endpoint.data_seed, endpoint, file))
+        found.append(Start(endpoint.short_name, endpoint.label, endpoint.data_seed, endpoint=endpoint, file=file))
     return found
 
 
 class Gathered:
-    """What is gathered at the steps of a training: a row of the trace, and whatever is added to it.
+    """What is gathered at the steps of a training.
 
-    rows: the test split's figures by step, with the rate and whether a network was kept there.
+    rows: the test split's figures by step, with the rate and whether a network was kept there. average: of points that
+    were passed by, where a method has one.
     """
 
-    def __init__(self, evaluator: Evaluator, cycles: Cycles, every: int) -> None:
-        self.evaluator, self.cycles, self.every = evaluator, cycles, every
+    def __init__(self, evaluator: Evaluator, cycles: Cycles, every: int, average: Average | None = None) -> None:
+        self.evaluator, self.cycles, self.every, self.average = evaluator, cycles, every, average
         self.rows: list[dict[str, float]] = []
 
     def trace(self, trainer: Trainer) -> None:
@@ -110,17 +109,16 @@ class Gathered:
         self.rows.append({**at, "kept": int(kept), **{f"test_{k}": v for k, v in found.items()}})
 
     def state(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "average": {} if self.average is None else self.average.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         self.rows = state["rows"]
+        if self.average is not None:
+            self.average.load(state["average"])
 
 
 class Kept(Stage):
-    """A training with a cyclic rate, and the networks that it passes by; a subclass says what becomes of them.
-
-    member-<k>.safetensors are networks by themselves, statistics re-estimated: RUN#1, RUN#2, ...
-    """
+    """A training with a cyclic rate, and the networks that it passes by; a subclass says what becomes of them."""
 
     title: str  # for headings
 
@@ -131,7 +129,7 @@ class Kept(Stage):
         self.cycles = self._cycles(isinstance(start.endpoint, TrainedEndpoint))
 
     def _cycles(self, whole: bool) -> Cycles:
-        found: Cycles = self.options.cycles(self.name, self.context.config.endpoints, self.steps, whole)
+        found: Cycles = self.options.plan(self.name, self.context.config.endpoints, self.steps, whole)
         return found
 
     @property
@@ -144,7 +142,7 @@ class Kept(Stage):
         return self.start.label
 
     def fields(self) -> dict[str, Any]:
-        start = {"init_seed": self.start.seed} if self.start.endpoint is None else {"from": self.start.file}
+        start = {"init_seed": self.start.init_seed} if self.start.endpoint is None else {"from": self.start.file}
         own = fields_off_default(self.options)
         return {
             **self.context.task_fields(),
@@ -158,21 +156,21 @@ class Kept(Stage):
     def gradient_steps(self) -> int:  # type: ignore[override]
         return self.cycles.training.epochs * self.steps
 
-    def gathered(self, net: FlatModule) -> Gathered:
-        """What is gathered on the way."""
-        return Gathered(self.context.evaluator(net, Interpolation()), self.cycles, self.options.trace)
+    def average(self, net: FlatModule) -> Average | None:
+        """What gathers an average of points, before any is added."""
+        return None
 
-    def keep(self, run: Run, trainer: Trainer, gathered: Any) -> None:
+    def keep(self, run: Run, trainer: Trainer, gathered: Gathered) -> None:
         """Called after every step, the starting one included."""
         raise NotImplementedError
 
-    def finish(self, run: Run, net: FlatModule, gathered: Any) -> Result:
+    def finish(self, run: Run, net: FlatModule, gathered: Gathered) -> Result:
         """What was found, once the training is over."""
         raise NotImplementedError
 
     def compute(self, run: Run) -> Result:
         context, training = self.context, self.cycles.training
-        net = context.net(self.start.seed)
+        net = context.net(self.start.init_seed)
         require_kept(net.module)
         if self.start.endpoint is not None:
             with torch.no_grad():
@@ -187,7 +185,8 @@ class Kept(Stage):
             self.start.seed,
             schedule=lambda step: self.cycles.rate(step + 1),
         )
-        gathered = self.gathered(net)
+        evaluator = context.evaluator(net, Interpolation())
+        gathered = Gathered(evaluator, self.cycles, self.options.trace, self.average(net))
 
         def keep(t: Trainer) -> None:
             if t.step in self.cycles.kept:
@@ -223,80 +222,6 @@ class Kept(Stage):
 def member_file(number: int) -> str:
     """Where a run has one of its networks, which count from 1."""
     return f"member-{number}.safetensors"
-
-
-class Together:
-    """Predictions of members as they come, and what the average over the first few is worth on the test split.
-
-    Of classes, probabilities are averaged (evaluation/ensembles.py); of numbers, answers. Any other task's are not, for
-    what their mean would mean is not known.
-    """
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.columns = FIGURES if isinstance(task, Classify) else task.columns
-        self.kept: dict[str, list[Tensor]] = {}
-
-    def add(self, evaluator: Evaluator) -> dict[str, float | None]:
-        """Of the network as it is; its own figures."""
-        if isinstance(self.task, Classify):
-            for split in judged_splits(self.task):
-                self.kept.setdefault(split.name, []).append(log_probabilities(evaluator, split, self.task))
-            return self._classified(slice(-1, None))
-        test = evaluator.splits["test"]
-        if isinstance(self.task, Regress):
-            self.kept.setdefault(test.name, []).append(evaluator.read(test, tensor_of))
-            return self._answered(slice(-1, None))
-        return dict(evaluator.score(test).means)
-
-    def of_first(self, members: int) -> dict[str, float | None]:
-        """Figures of the average; empty where none is made."""
-        if isinstance(self.task, Classify):
-            return self._classified(slice(members))
-        return self._answered(slice(members)) if isinstance(self.task, Regress) else {}
-
-    def _classified(self, members: slice) -> dict[str, float | None]:
-        assert isinstance(self.task, Classify)
-        by_split = {s.name: (torch.stack(self.kept[s.name][members]), s.y.cpu()) for s in judged_splits(self.task)}
-        test = by_split.pop(self.task.data.test.name)
-        return figures_of(*test, by_split.get("validation"), Ensemble())
-
-    def _answered(self, members: slice) -> dict[str, float | None]:
-        test = self.task.data.test
-        mean = torch.stack(self.kept[test.name][members]).double().mean(0).to(test.y.device, test.y.dtype)
-        found = self.task.scores(mean, Batch(test.x[:0], test.y))
-        return dict(Scores(found, {c.name: c.scale for c in self.task.columns}).means)
-
-
-def judged_members(
-    run: Run, net: FlatModule, evaluator: Evaluator, states: Iterable[Mapping[str, Tensor]], labels: Sequence[Any]
-) -> tuple[Together, list[dict[str, Any]]]:
-    """Networks in turn: statistics re-estimated, written as members; their figures, own and together, a row each."""
-    together, rows = Together(evaluator.task), []
-    for number, (state, label) in enumerate(zip(states, labels, strict=True), 1):
-        with torch.no_grad():
-            net.load(state)
-        evaluator.reestimate()
-        write_state(run, member_file(number), net.state())
-        own = together.add(evaluator)
-        averaged = {f"first_{k}": v for k, v in together.of_first(number).items()}
-        rows.append({"member": number, **label, **own, **averaged})
-    return together, rows
-
-
-def members_table(together: Together, rows: Sequence[Mapping[str, Any]], labels: Sequence[Column]) -> Table:
-    """members.csv: each member by itself, and the average of the first so many."""
-    own = [c for c in together.columns if c.name in rows[-1]]
-    first = [
-        _renamed(c, f"first_{c.name}", f"of the first: {c.title}") for c in own[:2] if f"first_{c.name}" in rows[-1]
-    ]
-    shown = [Column("member", "member", digits=0), *labels, *own[:2], *first]
-    names = [c.name for c in shown]
-    return Table("members.csv", "Members, test split", shown, [{k: row[k] for k in names} for row in rows])
-
-
-def _renamed(column: Column, name: str, title: str) -> Column:
-    return replace(column, name=name, title=title)
 
 
 def _picture(rows: Sequence[Mapping[str, float]], cycles: Cycles, steps: int, task: Task, heading: str) -> Figure:

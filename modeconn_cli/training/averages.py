@@ -1,7 +1,11 @@
-"""Points that a training passes by, averaged as they come."""
+"""Points that a training passes by: their mean, and the Gaussian of SWAG, gathered as they come.
+
+Izmailov et al. 2018 (arXiv:1803.05407); Maddox et al. 2019 (arXiv:1902.02476), section 3.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -37,3 +41,51 @@ class Average:
     def load(self, state: dict[str, Any]) -> None:
         self.mean.copy_(state["mean"])
         self.count = state["count"]
+
+
+class Gaussian(Average):
+    """The mean m of points w_i, the mean of their squares, and the last K deviations D, the newest last.
+
+    A deviation is from the running mean that the point is already in, as in the paper, so the first of all is zero.
+    """
+
+    def __init__(self, like: Tensor, rank: int) -> None:
+        super().__init__(like)
+        self.rank, self.square = rank, torch.zeros_like(self.mean)
+        self._deviations: list[Tensor] = []  # on the CPU: they are the bulk, and used once
+
+    @torch.no_grad()
+    def add(self, w_p: Tensor) -> None:
+        super().add(w_p)
+        wide = w_p.to(self.mean.dtype)
+        self.square.lerp_(wide.square(), self.share)
+        self._deviations = [*self._deviations, (wide - self.mean).to("cpu", w_p.dtype)][-self.rank :]
+
+    @property
+    def deviations(self) -> Tensor:
+        """D (K, P), on the CPU."""
+        return torch.stack(self._deviations)
+
+    def variance(self, floor: float) -> Tensor:
+        """sigma^2 (P,): the mean of squares less the square of the mean, no less than ``floor``."""
+        return (self.square - self.mean.square()).clamp(min=floor)
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "square": self.square, "deviations": self._deviations}
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        self.square.copy_(state["square"])
+        self._deviations = [*state["deviations"]]
+
+
+def gaussian_sample(mean_p: Tensor, variance_p: Tensor, D_kp: Tensor, z1_p: Tensor, z2_k: Tensor) -> Tensor:
+    """m + sigma z1 / sqrt(2) + D^T z2 / sqrt(2 (K - 1)), of covariance diag(sigma^2) / 2 + D^T D / (2 (K - 1)).
+
+    Args:
+        mean_p, variance_p: (P,) m and sigma^2, the variance and not the deviation.
+        D_kp: (K, P), K of at least 2.
+        z1_p, z2_k: (..., P) and (..., K), standard normal.
+    """
+    K = len(D_kp)
+    return mean_p + variance_p.sqrt() * z1_p / math.sqrt(2) + z2_k @ D_kp / math.sqrt(2 * (K - 1))

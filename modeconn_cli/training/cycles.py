@@ -84,7 +84,7 @@ class FGE(Continued):
     lr_max: float = option(0.05, "Highest rate of a cycle, at its end.", gt=0)
     lr_min: float = option(0.01, "Lowest rate of a cycle, in its middle.", gt=0)
 
-    def cycles(self, group: str, endpoints: Endpoints, steps: int, whole: bool) -> Cycles:
+    def plan(self, group: str, endpoints: Endpoints, steps: int, whole: bool) -> Cycles:
         """The training, in epochs of so many steps; ``whole``: it has the training before it from here.
 
         Raises:
@@ -107,6 +107,93 @@ class FGE(Continued):
         training = continued(endpoints, epochs, self.lr_max)
         before = self.before(group, endpoints.epochs) if whole else 0
         return Cycles(training, lambda i: triangular(i, c, self.lr_max, self.lr_min), kept, before)
+
+
+@choice("snapshot", "snapshot")
+@dataclass
+class Snapshot(Traced):
+    members: int = option(
+        5, "Cycles over the whole budget, endpoints.epochs; the network at the end of each is kept.", ge=2
+    )
+    lr: float | None = option(None, "Rate that every cycle begins with; null: endpoints.lr.", gt=0)
+
+    def plan(self, group: str, endpoints: Endpoints, steps: int, whole: bool) -> Cycles:
+        """As FGE's, from initialisation. Cycles have ceil(T / M) of T steps, the last what is left.
+
+        Raises:
+            UserError: there are too few steps for so many cycles.
+        """
+        total = endpoints.epochs * steps
+        c = math.ceil(total / self.members)
+        kept = tuple(min(k * c, total) for k in range(1, self.members + 1))
+        if c < 2 or kept[-2] >= total:
+            raise UserError(
+                f"{group}.members={self.members}: {total} steps do not divide into so many cycles of {max(c, 2)}; give "
+                "fewer, or endpoints.epochs more."
+            )
+        lr = endpoints.lr if self.lr is None else self.lr
+        return Cycles(continued(endpoints, endpoints.epochs, lr), lambda i: restarted_cosine(i, c, lr), kept)
+
+
+@dataclass
+class Averaged(Continued):
+    cycle: int = option(1, "Epochs of a cycle; the network at the end of each enters the average.", ge=1)
+    lr: float = option(0.01, "The rate, which is constant; with lr_min, the highest of a cycle.", gt=0)
+    lr_min: float | None = option(None, "Lowest rate of a cycle, at its end; null: the rate is constant.", gt=0)
+
+    def plan(self, group: str, endpoints: Endpoints, steps: int, whole: bool) -> Cycles:
+        """As FGE's.
+
+        Raises:
+            UserError: rates the wrong way round, or fewer than two networks to average.
+        """
+        low = self.lr if self.lr_min is None else self.lr_min
+        _require_order(group, "lr", self.lr, low)
+        epochs, c = self.after(group, endpoints.epochs), self.cycle * steps
+        _require_cycle(group, self.cycle, epochs)
+        kept = tuple(range(c, epochs * steps + 1, c))
+        if len(kept) < 2:
+            raise UserError(
+                f"{group}: {epochs} epoch{'s' if epochs > 1 else ''} in cycles of {self.cycle} give one network, whose "
+                f"average is itself: give {group}.epochs or endpoints.epochs more, or a shorter {group}.cycle."
+            )
+        training = continued(endpoints, epochs, self.lr)
+        before = self.before(group, endpoints.epochs) if whole else 0
+        return Cycles(training, lambda i: falling(i, c, self.lr, low), kept, before)
+
+
+@choice("swa", "swa")
+@dataclass
+class SWA(Averaged):
+    every_step: bool = option(False, "Average the weights after every step, the dense average of SWAD.")
+    decay: float | None = option(
+        None, "Share that the average keeps when weights are added, as of an EMA; null: it is their mean.", gt=0, lt=1
+    )
+    keep: bool = option(False, "Keep the averaged networks too, as RUN#2, RUN#3, ...; not of every step.")
+
+    def plan(self, group: str, endpoints: Endpoints, steps: int, whole: bool) -> Cycles:
+        if self.every_step and self.keep:
+            raise UserError(f"{group}.keep=true would keep the network of every step: drop it, or {group}.every_step.")
+        return super().plan(group, endpoints, steps, whole)
+
+
+@choice("swag", "swag")
+@dataclass
+class SWAG(Averaged):
+    rank: int = option(
+        10, "K: deviations that the low-rank part of the covariance has, those of the last K cycles.", ge=2
+    )
+    samples: int = option(10, "Networks to draw.", ge=2)
+    floor: float = option(1e-30, "Least variance of a weight.", gt=0)
+
+    def plan(self, group: str, endpoints: Endpoints, steps: int, whole: bool) -> Cycles:
+        found = super().plan(group, endpoints, steps, whole)
+        if self.rank > len(found.kept):
+            raise UserError(
+                f"{group}.rank={self.rank} deviations are more than the {len(found.kept)} networks that are passed by: "
+                f"give at most {len(found.kept)}, or {group}.epochs or endpoints.epochs more."
+            )
+        return found
 
 
 def continued(endpoints: Endpoints, epochs: int, lr: float) -> Training:

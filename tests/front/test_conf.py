@@ -408,6 +408,9 @@ FINGERPRINTS = {
     "soup/_dare": "5c0cf19cedcfaec3",
     "soup/_slerp": "ac89e6d79052480b",
     "soup/_all": "80587b5181b11190",
+    "snapshot/_snapshot": "a557c15c9a5ebab0",
+    "swa/_swa": "ba58fa47ab50c76e",
+    "swag/_swag": "f0440227d3e07192",
     "runtime/_runtime": "3566fa39d90ca715",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,12 @@ from modeconn_cli.work import saving
 
 SMALL = ["dataset.train_size=300", "dataset.validation_size=50", "architecture.width=8", "endpoints.epochs=10"]
 NORMS = [*SMALL, "architecture.norm=batch"]
-COMMANDS = {"fge": ["fge.epochs=6"]}
+COMMANDS = {
+    "fge": ["fge.epochs=6"],
+    "snapshot": ["snapshot.members=2", "snapshot.trace=0"],
+    "swa": ["swa.epochs=6", "swa.keep=true", "swa.cycle=2", "swa.lr=0.05", "swa.lr_min=0.02"],
+    "swag": ["swag.epochs=6", "swag.rank=2", "swag.samples=3", "swag.cycle=2", "swag.lr=0.05", "swag.lr_min=0.02"],
+}
 QUICK_PATH = ["interpolation.points=3", "interpolation.search_max=0", "interpolation.bootstrap=20"]
 
 
@@ -38,7 +44,11 @@ def rows(file: Path) -> list[dict[str, str]]:
         return [*csv.DictReader(f)]
 
 
-# --------------------------------------------------------------------------------------------------- fge
+def weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: v.double() for k, v in state.items() if "running" not in k and "num_batches" not in k}
+
+
+# --------------------------------------------------------------------------------------- fge, snapshot
 
 
 def test_members_are_kept_and_averaged(lab: tuple[Path, dict[str, Answer]]) -> None:
@@ -100,7 +110,7 @@ def test_a_member_is_a_network_by_reference(lab: tuple[Path, dict[str, Answer]])
     assert not (folders(again)["fge"] / "trace.png").exists()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["fge", "swag"])
 def test_stopped_at_any_step_it_ends_in_the_same_bytes(
     name: str, lab: tuple[Path, dict[str, Answer]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +137,76 @@ def test_stopped_at_any_step_it_ends_in_the_same_bytes(
     assert any(k.startswith(f"{name}/") for k in found)
 
 
+def test_snapshots_are_the_ends_of_cycles(lab: tuple[Path, dict[str, Answer]]) -> None:
+    (row,) = lab[1]["snapshot"].json["stages"]
+    run = Path(row["directory"])
+    assert [float(m["epoch"]) for m in rows(run / "members.csv")] == [5, 10]
+    rates = [float(r["lr"]) for r in rows(run / "metrics.csv")]
+    assert rates[:5] == pytest.approx(rates[5:])
+    assert rates[4] < 0.01 < rates[0] < 0.05
+    assert not (run / "trace.csv").exists()
+
+
+# ------------------------------------------------------------------------------------------- swa, swag
+
+
+def test_the_average_is_the_mean_of_the_networks_kept(lab: tuple[Path, dict[str, Answer]]) -> None:
+    root, answers = lab
+    run = folders(answers["swa"])["swa"]
+    kept = [load_file(run / f"member-{k}.safetensors") for k in (1, 2, 3)]
+    average = load_file(run / "checkpoint.safetensors")
+    for name, found in weights(average).items():
+        wanted = torch.stack([weights(k)[name] for k in kept]).mean(0)
+        assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-6), name
+    # Statistics are re-estimated at the average and are no mean of theirs.
+    name = next(k for k in average if k.endswith("running_var"))
+    assert not torch.allclose(average[name], torch.stack([k[name] for k in kept]).mean(0), rtol=1e-3)
+    found = answers["swa"].json["results"][0]
+    imported = ok("train-endpoints", *NORMS, f"endpoints.from=[{run}]", f"runtime.output_dir={root}", "--json")
+    measured = json.loads((folders(imported)["train-endpoints"] / "summary.json").read_text())["metrics"]
+    assert measured == pytest.approx(found["metrics"], rel=1e-5)
+    assert open_networks(run, root).names == ["network", "member 1", "member 2", "member 3"]
+    compared = {r["network"]: float(r["nll"]) for r in rows(run / "compared.csv")}
+    assert [*compared] == ["average", "last network", "seed 0, whole training"]
+    assert compared["average"] == pytest.approx(found["metrics"]["test_nll"])
+    assert compared["last network"] == pytest.approx(float(rows(run / "trace.csv")[-1]["test_nll"]), rel=1e-5)
+
+
+def test_the_gaussian_is_that_of_the_networks_passed_by(lab: tuple[Path, dict[str, Answer]]) -> None:
+    """swa and swag go the same way here, so the networks that one keeps are those that the other has moments of."""
+    root, answers = lab
+    run = folders(answers["swag"])["swag"]
+    kept = [weights(load_file(folders(answers["swa"])["swa"] / f"member-{k}.safetensors")) for k in (1, 2, 3)]
+    mean, gaussian = weights(load_file(run / "checkpoint.safetensors")), load_file(run / "gaussian.safetensors")
+    for name in mean:
+        w = torch.stack([k[name] for k in kept])
+        assert torch.allclose(gaussian[f"mean.{name}"].double(), mean[name])
+        assert torch.allclose(mean[name], w.mean(0), atol=1e-6)
+        assert torch.allclose(gaussian[f"variance.{name}"].double(), w.var(0, correction=0), rtol=1e-3, atol=1e-9)
+        assert torch.allclose(gaussian[f"deviation.1.{name}"].double(), w[2] - w.mean(0), atol=1e-6)
+        assert torch.allclose(gaussian[f"deviation.0.{name}"].double(), w[1] - w[:2].mean(0), atol=1e-6)
+    drawn = [weights(load_file(run / f"member-{k}.safetensors")) for k in (1, 2, 3)]
+    assert all(not torch.equal(drawn[0][n], drawn[1][n]) for n in mean)
+    assert open_networks(run, root).names == ["network", "member 1", "member 2", "member 3"]
+    found = answers["swag"].json["results"][0]["metrics"]
+    assert found["mean_test_nll"] == pytest.approx(answers["swa"].json["results"][0]["metrics"]["test_nll"], rel=1e-5)
+    assert float(rows(run / "members.csv")[-1]["first_nll"]) == pytest.approx(found["nll"])
+
+
+def test_the_average_of_every_step_and_one_that_decays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = ok("swa", *SMALL, "swa.epochs=2", "swa.trace=0", "swa.every_step=true", "swa.decay=0.5", "--json")
+    run = folders(first)["swa"]
+    assert json.loads((run / "summary.json").read_text())["averaged"] == 2 * 3
+    (start,) = (tmp_path / "outputs").glob("train-endpoints/*/v1/checkpoint-epoch8.safetensors")
+    again = ok("swa", f"{start.parent}@epoch=8", *SMALL, "swa.epochs=2", "swa.trace=0", "--json")
+    assert json.loads((folders(again)["swa"] / "summary.json").read_text())["averaged"] == 2
+    assert "holds 1 network" in refused("train-endpoints", *SMALL, f"endpoints.from=[{run}#2]")
+
+
+# --------------------------------------------------------------------------------------- what is not usual
+
+
 def test_numbers_are_averaged_as_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
@@ -149,4 +229,7 @@ def test_what_cannot_be_is_one_line_and_nothing_written(tmp_path: Path, monkeypa
     assert "an ensemble needs two" in refused("fge", *SMALL)
     assert "goes on training" in refused("fge", *NORMS, "endpoints.fuse=true", "fge.epochs=6")
     assert "no run" in refused("fge", *SMALL, "endpoints.from=[nothing#*]")
+    assert "trained from initialisation" in refused("snapshot", *SMALL, "endpoints.init_from=a.pt")
+    assert "whose average is itself" in refused("swa", *SMALL, "swa.epochs=1")
+    assert "at most 2" in refused("swag", *SMALL, "swag.rank=3")
     assert [*tmp_path.iterdir()] == []
