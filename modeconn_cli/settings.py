@@ -30,7 +30,7 @@ from modeconn_cli.errors import UserError
 
 if TYPE_CHECKING:
     from modeconn_cli.data.options import Dataset
-    from modeconn_cli.evaluation.options import Ensemble, Interpolation
+    from modeconn_cli.evaluation.options import Ensemble, Interpolation, Uncertainty
     from modeconn_cli.families.options import Curve
     from modeconn_cli.matching.options import Rebasin
     from modeconn_cli.merging.options import Soup
@@ -80,6 +80,7 @@ ROOMS = {
     "ensemble": "modeconn_cli.evaluation.options",
     "soup": "modeconn_cli.merging.options",
     **dict.fromkeys(("fge", "snapshot", "swa", "swag"), "modeconn_cli.training.cycles"),
+    "uncertainty": "modeconn_cli.evaluation.options",
     "pipeline": "modeconn_cli.work.options",
     "runtime": "modeconn_cli.work.options",
 }
@@ -225,6 +226,7 @@ class Config:
     snapshot: Snapshot = _group("snapshot", "snapshot", "Snapshot ensembling.")
     swa: SWA = _group("swa", "swa", "Stochastic weight averaging.")
     swag: SWAG = _group("swag", "swag", "SWA-Gaussian.")
+    uncertainty: Uncertainty = _group("uncertainty", "uncertainty", "What is asked about inputs along a path.")
     pipeline: Pipeline = _group("pipeline", "pipeline", "What `modeconn run` runs it over.")
     runtime: Runtime = _group("runtime", "runtime", "Where and how it runs; never changes a run's identity.")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,6 +155,24 @@ def uncertainty(L_mnc: Tensor) -> Uncertainty:
     return Uncertainty(entropy(together).numpy(), aleatoric.numpy(), apart.clamp(min=0).numpy())
 
 
+def spread(U_mnd: Tensor) -> Uncertainty:
+    """Of numbers rather than classes, from means and variances (M, n, T, 2): variances, the mean over targets.
+
+    total: of the members' equal mixture. aleatoric: the members' mean variance. epistemic: the variance of their means.
+    The law of total variance (Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4).
+    """
+    mean, variance = U_mnd.double().unbind(3)
+    aleatoric = variance.mean(0).mean(1)
+    epistemic = mean.var(0, correction=0).mean(1)
+    return Uncertainty((aleatoric + epistemic).numpy(), aleatoric.numpy(), epistemic.numpy())
+
+
+def flips(said_mn: Tensor) -> NDArray[np.int64]:
+    """(n,): how often what is said of an example changes from a member to the next."""
+    found: NDArray[np.int64] = (said_mn[1:] != said_mn[:-1]).sum(0).numpy()
+    return found
+
+
 def auroc(score: Array, positive: NDArray[np.bool_]) -> float:
     """The probability that a positive's score is above a negative's, ties counted half; NaN where a side is empty.
 
@@ -167,10 +186,11 @@ def auroc(score: Array, positive: NDArray[np.bool_]) -> float:
     return float((rankdata(score)[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
 
 
-def risk_coverage(uncertain: Array, wrong: NDArray[np.bool_]) -> tuple[Array, float]:
-    """The error among the k least uncertain examples for k = 1 .. n, and its mean over k, the area under the curve.
+def risk_coverage(uncertain: Array, wrong: NDArray[Any]) -> tuple[Array, float]:
+    """The mean of ``wrong``, an error or any loss, among the k least uncertain examples for k = 1 .. n.
 
-    Of examples alike in uncertainty every order counts the same: each has the error of all of them. Geifman and
+    And its mean over k, the area under the curve.
+    Of examples alike in uncertainty every order counts the same: each has the mean of all of them. Geifman and
     El-Yaniv 2017 (arXiv:1705.08500).
     """
     _, place, count = np.unique(uncertain, return_inverse=True, return_counts=True)

@@ -102,3 +102,28 @@ class Ensemble:
                 )
             if self.points is not None and self.candidates < self.points:
                 raise UserError(f"{group}.candidates={self.candidates} is less than {group}.points={self.points}.")
+
+
+class By(Name):
+    total = "total"
+    aleatoric = "aleatoric"
+    epistemic = "epistemic"
+
+
+@choice("uncertainty", "uncertainty")
+@dataclass
+class Uncertainty:
+    points: int = option(11, "Evenly spaced t along the path whose networks are asked.", ge=2, le=1001)
+    by: By = option(By.total, "Which uncertainty ranks images and divides the budget.")
+    budget: int | None = option(None, "A whole number to be divided among the examples by their uncertainty.", ge=0)
+    min: int = option(0, "The least of the budget that an example gets.", ge=0)
+    max: int | None = option(None, "The most of the budget that an example gets.", ge=0)
+    images: int = option(10, "Most certain images that are drawn, and as many of the least; 0: none.", ge=0, le=50)
+    keep_predictions: bool = option(
+        True, "Keep every network's predictions, so that the next question needs no forward pass.", identity=False
+    )
+
+    def check_together(self, group: str, config: Config) -> None:
+        """Raise UserError for what one field cannot say."""
+        if self.max is not None and self.max < self.min:
+            raise UserError(f"{group}.max={self.max} is less than {group}.min={self.min}.")

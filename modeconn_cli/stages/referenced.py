@@ -17,7 +17,7 @@ from torch import Tensor
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.options import Interpolation, Renormalise
-from modeconn_cli.families.base import Array, coefficients_at
+from modeconn_cli.families.base import Array, Family, coefficients_at
 from modeconn_cli.families.bezier import segment
 from modeconn_cli.networks import CHECKPOINT, Network, Networks, read_networks, read_state
 from modeconn_cli.runs.find import Found, endpoints_behind, require_undamaged, run_around, upstream_of
@@ -113,17 +113,27 @@ class StoredPath:
     def family(self) -> str:
         return self.networks.family or "segment"
 
-    def coefficients(self, t: float) -> Array:
-        """c(t), (K,)."""
+    @property
+    def shape(self) -> Family:
+        """The family whose control points these are.
+
+        Raises:
+            UserError: it is not installed here.
+        """
         if self.networks.family is None:
-            return coefficients_at(segment(), t)
+            return segment()
         curve = recorded_config(self.run, Runtime()).curve
         if curve.kind not in choices("curve"):
             raise UserError(
                 f"{self.run.folder} holds a {curve.kind} curve, whose family is not here: where it was an object of "
                 "Python, take its points from what mc.fit_curve gave."
             )
-        return coefficients_at(curve.family(), t)
+        found: Family = curve.family()
+        return found
+
+    def coefficients(self, t: float) -> Array:
+        """c(t), (K,)."""
+        return coefficients_at(self.shape, t)
 
     def end_at(self, c: Array) -> Found | None:
         """The endpoint that coefficients are, where they are one."""

@@ -121,6 +121,14 @@ class Regress:
         """Normalised targets (B, T), without the log-variances."""
         return self._parted(output)[0]
 
+    def moments(self, output: Any) -> Tensor:
+        """Mean and variance (B, T, 2) of each target, in the data's own unit; no variance where none is learnt."""
+        mean, log_variance = (None if v is None else v.double() for v in self._parted(output))
+        assert mean is not None
+        std, centre = self.std.to(mean), self.scale.mean.to(mean)
+        variance = torch.zeros_like(mean) if log_variance is None else log_variance.exp()
+        return torch.stack([centre + std * mean, std.square() * variance], dim=2).float()
+
     def _read(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Residuals (B, T) of the normalised targets, and log-variances (B, T) where there are some."""
         mean, log_variance = self._parted(output, len(batch.y))

@@ -141,6 +141,26 @@ def test_uncertainty_is_the_definition_written_out():
     assert logsumexp(E.averaged(L).numpy(), axis=1) == pytest.approx(0, abs=1e-12)
 
 
+@given(seed=st.integers(0, 10**6), m=st.integers(1, 5), d=st.integers(1, 3))
+def test_variances_of_a_mixture_add_up(seed, m, d):
+    """Beside the second moment of the mixture, target by target."""
+    rng = torch.Generator().manual_seed(seed)
+    mean = torch.randn(m, 6, d, generator=rng, dtype=torch.float64)
+    variance = torch.rand(m, 6, d, generator=rng, dtype=torch.float64)
+    u = E.spread(torch.stack([mean, variance], 3))
+    second = (variance + mean**2).mean(0) - mean.mean(0) ** 2
+    np.testing.assert_allclose(u.total, second.mean(1), atol=1e-12)
+    np.testing.assert_allclose(u.total, u.aleatoric + u.epistemic, atol=1e-12)
+    if m == 1:
+        assert (u.epistemic == 0).all()
+
+
+def test_flips_are_changes_from_a_member_to_the_next():
+    said = torch.tensor([[1, 0, 2], [1, 1, 2], [1, 0, 3], [1, 0, 3]])
+    assert E.flips(said).tolist() == [0, 2, 1]
+    assert E.flips(said[:1]).tolist() == [0, 0, 0]
+
+
 def test_risk_over_coverage_is_the_error_of_the_least_uncertain():
     rng = np.random.default_rng(0)
     u, wrong = rng.normal(size=50), rng.random(50) < 0.3
@@ -148,6 +168,8 @@ def test_risk_over_coverage_is_the_error_of_the_least_uncertain():
     order = np.argsort(u)
     assert curve == pytest.approx([wrong[order[:k]].mean() for k in range(1, 51)])
     assert area == pytest.approx(curve.mean())
+    loss = rng.random(50)
+    assert E.risk_coverage(u, loss)[0] == pytest.approx([loss[order[:k]].mean() for k in range(1, 51)])
     flat, _ = E.risk_coverage(np.zeros(50), wrong)
     assert flat == pytest.approx(np.full(50, wrong.mean()))
 

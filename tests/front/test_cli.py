@@ -56,6 +56,7 @@ COMMANDS = [
     "snapshot",
     "swa",
     "swag",
+    "uncertainty",
     "connect",
     "export",
     "reproduce",
