@@ -19,6 +19,7 @@ from modeconn_cli.failures import out_of_memory, place_of, unforeseen
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.training.precision import arithmetic
 from modeconn_cli.training.recipe import Precision
+from modeconn_cli.work.machine import deterministic_kernels
 from modeconn_cli.work.reporting import Silent
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def undisturbed() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+            deterministic_kernels(deterministic, warns)
             torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002

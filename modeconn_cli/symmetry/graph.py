@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.fx.experimental.symbolic_shapes
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -46,10 +45,12 @@ def trace(module: nn.Module, example: Tensor) -> Symmetry:
         CannotTrace: torch.export does not get through the module.
     """
     program = export(module, example, decomposed=True)
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # with sympy, a second to import
+
     try:
         recurrent.apart(program)
         return _Walk(program, module).symmetry()
-    except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode:
+    except GuardOnDataDependentSymNode:
         raise CannotTrace(f"{type(module).__name__} cannot be traced: a shape in it depends on the data") from None
 
 

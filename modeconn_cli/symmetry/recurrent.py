@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,10 +27,16 @@ OUT, HIDDEN, CELL = 0, 1, 2  # places in an operation's results
 
 def decompositions() -> dict[Any, Any]:
     """Which operations torch.export is to take apart: those that it does by default, but these."""
+    return dict(_decompositions(frozenset(dir(torch.ops))))
+
+
+@cache
+def _decompositions(libraries: frozenset[str]) -> dict[Any, Any]:
+    """The table of the libraries of operations there are: finding them takes as long as tracing a small network."""
     table: dict[Any, Any] = torch.export.default_decompositions()
     for operation in OPERATIONS:
         table.pop(operation, None)
-    return table
+    return dict(table)
 
 
 def is_recurrent(node: Any) -> bool:

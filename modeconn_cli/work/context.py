@@ -34,7 +34,7 @@ from modeconn_cli.tracking import Trackers
 from modeconn_cli.training.precision import set_tf32
 from modeconn_cli.training.recipe import Training
 from modeconn_cli.weights import FlatModule
-from modeconn_cli.work.machine import _device, default_threads
+from modeconn_cli.work.machine import _device, default_threads, deterministic_kernels
 from modeconn_cli.work.options import ChannelsLast
 from modeconn_cli.work.reporting import Reporter
 from modeconn_cli.work.signals import Signals
@@ -85,7 +85,7 @@ class Context:
             torch.set_num_threads(runtime.threads)
         if runtime.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            deterministic_kernels(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         set_tf32(False)  # training turns it on around its own work
         return device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sys
 from functools import cache
 
 import torch
@@ -30,6 +31,19 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         for what in (TRIM_THRESHOLD, MMAP_THRESHOLD):
             libc.mallopt(what, 2**30)
+
+
+def deterministic_kernels(mode: bool, warn_only: bool) -> None:
+    """``torch.use_deterministic_algorithms`` without importing Inductor, which takes a third of a command's start.
+
+    A module that compiles itself imports Inductor later and finds the same in the environment.
+    """
+    if "torch._inductor" in sys.modules or (warn_only and not mode):
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+        return
+    torch.set_deterministic_debug_mode(("warn" if warn_only else "error") if mode else "default")
+    if mode:
+        os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"
 
 
 def room(device: torch.device) -> int | None:

@@ -400,20 +400,28 @@ def test_results_are_on_stdout_and_progress_on_stderr() -> None:
     assert quiet.out == answer.out
 
 
-@pytest.mark.parametrize("columns", [40, 80])
-def test_a_pipe_gets_whole_paths_and_names_whatever_the_width(columns: int) -> None:
-    def piped(*words: str) -> str:
-        command = [sys.executable, "-m", "modeconn_cli", *words]
-        environment = {**os.environ, "COLUMNS": str(columns)}
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+PIPED = """
+import contextlib, json, sys
+from modeconn_cli import cli
+for words in json.loads(sys.argv.pop()):
+    sys.argv[1:] = words
+    with contextlib.suppress(SystemExit):
+        cli.main()
+    print("--", flush=True)
+"""
 
-    lines = piped("interpolate", *SPIRALS).splitlines()
-    assert any(re.fullmatch(r"outputs/interpolate/\S+/v1/path.csv", line) for line in lines)
-    planned = piped("interpolate", *SPIRALS, "--dry-run")
-    assert re.search(r"^outputs/interpolate/\S+/v1$", planned, re.M)
-    listed = piped("runs", "list").split()
-    rows = ok("runs", "list", "--json").json["runs"]
-    assert [w for r in rows for w in r["name"].rsplit("-", 1) if w not in listed] == []
+
+def test_a_pipe_gets_whole_paths_and_names_whatever_the_width() -> None:
+    commands = [["interpolate", *SPIRALS], ["interpolate", *SPIRALS, "--dry-run"], ["runs", "list"]]
+    for columns in (40, 80):
+        piped = [sys.executable, "-c", PIPED, json.dumps(commands)]
+        done = subprocess.run(piped, capture_output=True, text=True, env=environment(COLUMNS=str(columns)), check=True)
+        measured, planned, listed, _ = done.stdout.split("--\n")
+        assert any(re.fullmatch(r"outputs/interpolate/\S+/v1/path.csv", line) for line in measured.splitlines())
+        assert re.search(r"^outputs/interpolate/\S+/v1$", planned, re.M)
+        rows = ok("runs", "list", "--json").json["runs"]
+        assert len(rows) == 4
+        assert [w for r in rows for w in r["name"].rsplit("-", 1) if w not in listed.split()] == []
 
 
 def test_evaluate_measures_again_with_other_settings() -> None:
@@ -852,8 +860,16 @@ def test_zsh_reads_its_script(tmp_path: Path) -> None:
 def test_the_installed_command_ends_as_it_should(tmp_path: Path) -> None:
     """One real process, for what a call inside this one cannot show: its streams and its exit code."""
     command = [BIN / "modeconn", "train-endpoints", *SPIRALS, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    profiled = environment(PYTHONPROFILEIMPORTTIME="1")
+    done = subprocess.run(command, capture_output=True, text=True, env=profiled, check=False)
+    imports, said = (
+        [line for line in done.stderr.splitlines() if line.startswith("import time:") is imported]
+        for imported in (True, False)
+    )
+    assert (done.returncode, said) == (0, [])
+    modules = {line.rsplit("|", 1)[-1].strip() for line in imports}
+    assert "torch" in modules
+    assert not modules & {"torch._inductor", "torch._dynamo", "sympy", "matplotlib"}  # seconds, and no use
     answer = Answer(done.returncode, done.stdout, done.stderr)
     assert answer.json["exit_code"] == 0
     assert folders(answer)["train-endpoints"].is_dir()
