@@ -101,7 +101,13 @@ def compose(*overrides: str, config_dir: str | None = None) -> settings.Config:
 
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing, for tests that make many runs and look at none of their pictures."""
-    monkeypatch.setattr("modeconn_cli.stages.plot.write_figure", lambda folders, file, kind: file.write_bytes(b"none"))
+    monkeypatch.setattr("modeconn_cli.stages.plot.write_figure", draw_nothing)
+
+
+def draw_nothing(folders: Sequence[Path], files: Mapping[str, Path]) -> None:
+    """In place of the picture of paths."""
+    for file in files.values():
+        file.write_bytes(b"none")
 
 
 def folders(answer: Answer) -> dict[str, Path]:
@@ -160,7 +166,7 @@ def write_images(file: Path, n: int = 20, side: int = 32, classes: int = 3) -> P
 _SERVER = """
 import contextlib, io, json, os, sys, traceback
 import hydra, matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, scipy.optimize
-import modeconn_cli.front.compose, modeconn_cli.work.plan, modeconn_cli.front.terminal
+import modeconn_cli.front.compose, modeconn_cli.work.plan, modeconn_cli.front.terminal, modeconn_cli.stages.plot
 from modeconn_cli import cli
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # Hydra's first call is its slowest
     sys.argv = ["modeconn", "fit-curve", "dataset=two_spirals", "--dry-run"]
@@ -185,6 +191,8 @@ for line in sys.stdin:
             import resource
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"], job["file_limit"]))
         sys.argv = ["modeconn", *job["words"]]
+        if not job["pictures"]:
+            modeconn_cli.stages.plot.write_figure = lambda _, files: [f.write_bytes(b"none") for f in files.values()]
         if job["env"]:
             os.environ.update(job["env"])
             cli.app = cli.make_app()  # which reads what the environment brings
@@ -244,9 +252,20 @@ class Processes:
         return int(self._server.stdout.readline())
 
     def start(
-        self, words: Sequence[str], cwd: Path, file_limit: int = 0, env: Mapping[str, str] | None = None
+        self,
+        words: Sequence[str],
+        cwd: Path,
+        file_limit: int = 0,
+        env: Mapping[str, str] | None = None,
+        pictures: bool = False,
     ) -> Process:
-        """``modeconn WORDS`` in a directory; ``file_limit``: bytes that no file may grow beyond; ``env``: added."""
+        """``modeconn WORDS`` in a directory.
+
+        Args:
+            file_limit: bytes that no file may grow beyond.
+            env: what is added to the environment.
+            pictures: whether paths are drawn; most tests look at none.
+        """
         self.count += 1
         out, err = (self.folder / f"{self.count}.{name}" for name in ("out", "err"))
         job = {
@@ -256,11 +275,13 @@ class Processes:
             "err": str(err),
             "file_limit": file_limit,
             "env": dict(env or {}),
+            "pictures": pictures,
         }
         return Process(self.ask(job), self, out, err)
 
-    def run(self, words: Sequence[str], cwd: Path, file_limit: int = 0, env: Mapping[str, str] | None = None) -> Answer:
-        return self.start(words, cwd, file_limit, env).wait()
+    def run(self, words: Sequence[str], cwd: Path, **how: Any) -> Answer:
+        """:meth:`start`, and its end."""
+        return self.start(words, cwd, **how).wait()
 
     def close(self) -> None:
         assert self._server.stdin is not None

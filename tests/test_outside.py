@@ -42,10 +42,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def modeconn(lab: Path, *words: str, code: int = 0) -> str:
+def modeconn(lab: Path, *words: str, code: int = 0, pictures: bool = False) -> str:
     """A process of its own, for plugins are imported once."""
     env = {"MODECONN_PLUGINS": str(lab / "plugins"), "COLUMNS": "200"}
-    answer = processes().run(words, lab, env=env)
+    answer = processes().run(words, lab, env=env, pictures=pictures)
     assert answer.code == code, answer.err
     return answer.out if code == 0 else answer.err
 
@@ -96,7 +96,7 @@ def test_the_pages_own_commands_run(lab: Path) -> None:
     lines = re.findall(r"^modeconn (.*)$", PAGE.read_text(), re.MULTILINE)
     assert [line.split()[0] for line in lines] == ["fit-curve", "distance", "gather"]
     for line in lines:
-        modeconn(lab, *line.split(), *([] if line.startswith("gather") else SMALL))
+        modeconn(lab, *line.split(), *([] if line.startswith("gather") else SMALL), pictures=True)
 
 
 SCRIPT = f"""

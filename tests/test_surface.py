@@ -101,7 +101,7 @@ def test_another_question_and_every_room_take_it(run: Path, place: Path) -> None
     drawn = (place / "alone.svg").read_text()
     assert "Sheet curve" in drawn
     assert "Position along the path" in drawn  # of the segment between the same ends
-    save([read_path(run)], "Sheet", place / "one.svg", "svg")
+    save([read_path(run)], "Sheet", {"svg": place / "one.svg"})
     assert "Position along the path" not in (place / "one.svg").read_text()
     loaded = mc.load(run)
     assert loaded.table["b"].max() == 0.5

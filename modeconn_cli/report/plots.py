@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,8 +54,8 @@ def style(number: int) -> tuple[str, str]:
     return colour, STROKES[(STROKES.index(stroke) + again) % len(STROKES)]
 
 
-def save(paths: Sequence[PathResult], heading: str, file: Path, kind: str) -> None:
-    """Draw paths into a png, svg or pdf, the same bytes for the same figures.
+def save(paths: Sequence[PathResult], heading: str, files: Mapping[str, Path]) -> None:
+    """Draw paths into a file of each kind asked for (png, svg, pdf), the same bytes for the same figures.
 
     Both panels hold every path, with bands of 1.96 standard errors and the highest point marked; a surface has two of
     its own.
@@ -72,10 +72,14 @@ def save(paths: Sequence[PathResult], heading: str, file: Path, kind: str) -> No
         "legend.frameon": False,
         "text.parse_math": False,  # a name with a $ in it is a name
     }
-    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a name in letters the font has not
-        _draw(paths, heading).savefig(file, format=kind, dpi=200, metadata=metadata)
+        figure = _draw(paths, heading)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # arranged once: every further time takes as long as drawing
+        for kind, file in files.items():
+            figure.savefig(file, format=kind, dpi=200, metadata=metadata[kind])
 
 
 def _draw(paths: Sequence[PathResult], heading: str) -> Figure:

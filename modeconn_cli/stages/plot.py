@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,14 @@ class Plot(Stage):
 def draw_into(run: Run, folders: Sequence[Path]) -> Result:
     """Write plot.png and plot.svg of measured paths into a run directory."""
     with run.writing("plot.png") as png, run.writing("plot.svg") as svg:
-        write_figure(folders, png, "png")
-        write_figure(folders, svg, "svg")
+        write_figure(folders, {"png": png, "svg": svg})
     return Result(heading(read_paths(folders)), pictures=["plot.png"])
 
 
-def write_figure(folders: Sequence[Path], file: Path, kind: str) -> None:
-    """Draw measured paths from their run directories into a file."""
+def write_figure(folders: Sequence[Path], files: Mapping[str, Path]) -> None:
+    """Draw measured paths from their run directories into a file of each kind."""
     paths = read_paths(folders)
-    save(paths, heading(paths), file, kind)
+    save(paths, heading(paths), files)
 
 
 def plot_runs(
@@ -71,7 +70,7 @@ def plot_runs(
     if output is not None:
         with writable(output, "--output FILE"):
             output.parent.mkdir(parents=True, exist_ok=True)
-            write_figure(folders, output, output.suffix[1:])
+            write_figure(folders, {output.suffix[1:]: output})
         return [output]
     labels = [r.name.rsplit("-", 2)[0].split("-") for r in chosen]
     shared = itertools.takewhile(lambda words: len({*words}) == 1, zip(*labels, strict=False))

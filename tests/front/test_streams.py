@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import call
+from cli_helpers import call, no_pictures
 from rich.text import Text
 
 from modeconn_cli.front import console
@@ -133,7 +133,7 @@ def test_a_result_that_nobody_reads_is_computed(tmp_path: Path, monkeypatch: pyt
                         "interpolation.search_max=0", "interpolation.bootstrap=20"])  # fmt: skip
     monkeypatch.setattr(sys, "stdout", Gone())
     monkeypatch.setattr(sys, "stderr", Gone())
-    monkeypatch.setattr("modeconn_cli.stages.plot.write_figure", lambda folders, file, kind: file.write_bytes(b"none"))
+    no_pictures(monkeypatch)
     from modeconn_cli import cli
 
     with pytest.raises(SystemExit) as stop:
@@ -150,7 +150,7 @@ def test_a_plot_of_names_with_dollars_and_letters_that_no_font_has_is_drawn(tmp_
     names = [f"{s}_{m}" for s in ("train", "test") for m in ("loss", "nll", "error")]
     table = pd.DataFrame({"t": [0.0, 0.5, 1.0], **{c: [1.0, 2.0, 1.0] for n in names for c in (n, f"{n}_se")}})
     for title in ("$x^", "a $\\frac$ b", "漢字 \U0001f600"):
-        save([PathResult(title, table, {})], f"mlp on {title}", tmp_path / "a.svg", "svg")
+        save([PathResult(title, table, {})], f"mlp on {title}", {"svg": tmp_path / "a.svg"})
         assert title in (tmp_path / "a.svg").read_text(encoding="utf-8")
 
 

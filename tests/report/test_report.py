@@ -248,7 +248,7 @@ def test_a_picture_of_many_paths_keeps_its_panels_and_tells_lines_apart(lab: Pat
     many = [replace(found, title=f"aligned segment + REPAIR (straight-through) {i}") for i in range(18)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-        save(many, "endpoints " + "seed 0 and seed 1, " * 8, tmp_path / "x.png", "png")
+        save(many, "endpoints " + "seed 0 and seed 1, " * 8, {"png": tmp_path / "x.png"})
     (figure,) = drawn
     figure.canvas.draw()
     whole = figure.get_window_extent()

@@ -71,7 +71,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, byt
     place = tmp_path_factory.mktemp("undisturbed")
     server = processes()
     started = time.monotonic()
-    answer = server.run(LONG, place)
+    answer = server.run(LONG, place, pictures=True)
     assert answer.code == 0, answer.err
     return results(place / "outputs"), time.monotonic() - started
 
@@ -101,7 +101,7 @@ def test_killed_at_ten_random_moments_the_results_are_the_same_bytes(
     killed = begun = 0
     while killed < 10:
         before = stamps(tmp_path)
-        process = processes().start(LONG, tmp_path)
+        process = processes().start(LONG, tmp_path, pictures=True)
         while stamps(tmp_path) == before and process.running:
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.15) * undisturbed[1])
@@ -117,7 +117,7 @@ def test_killed_at_ten_random_moments_the_results_are_the_same_bytes(
                 assert not (folder / "state.pt").exists()
     assert killed >= 5, "the run is too short for this test"
     assert begun >= 3, "hardly any kill came while a stage was at work"
-    answer = processes().run(LONG, tmp_path)
+    answer = processes().run(LONG, tmp_path, pictures=True)
     assert answer.code == 0, answer.err
     same_as(undisturbed, tmp_path / "outputs")
     logs = "".join((f / "log.txt").read_text() for f in versions(tmp_path / "outputs"))
@@ -140,7 +140,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 ) -> None:
     root = tmp_path / "outputs"
     slow = [w for w in LONG if "save_every" not in w]  # what is saved is saved for the signal
-    process = processes().start(slow, tmp_path)
+    process = processes().start(slow, tmp_path, pictures=True)
     wait_for(process, root, f"{stage}/*/v1/state.pt")
     time.sleep(0.1)
     process.send(number)
@@ -155,7 +155,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     state = torch.load(folder / "state.pt", weights_only=True)
     assert state["step"] > 0, "the state of the moment, not of the start"
     assert leftovers(root) == []
-    again = processes().run(slow, tmp_path)
+    again = processes().run(slow, tmp_path, pictures=True)
     assert again.code == 0
     assert (stage, "resume") in statuses(again)
     same_as(undisturbed, root)
