@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -9,6 +11,7 @@ from hypothesis import settings
 from modeconn_cli.data.dataset import Augment, Data, Split
 
 torch.set_num_threads(1)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start would compile the package every time
 settings.register_profile("modeconn", deadline=None, derandomize=True, max_examples=60, database=None)
 settings.load_profile("modeconn")
 

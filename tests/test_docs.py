@@ -133,7 +133,16 @@ AS_IT_IS = ("plot", "report", "export", "gather", "symmetries", "runs", "doctor"
 PLACEHOLDERS = {"curve.epochs=E": "curve.epochs=20"}
 LARGE = re.compile(r"experiment=|architecture=(vgg|preresnet|wrn|resnet(32|44|56|110)|vit|torchvision)")
 CYCLIC = ("fge", "snapshot", "swa", "swag")
+RESNET = re.compile(r"(architecture=)?resnet\d+(_conv)?")
 FROM_FILES = ("fashion_mnist", "mnist", "kmnist", "cifar", "svhn")
+
+
+def shallow(words: Sequence[str]) -> list[str]:
+    """What makes a small ResNet of one that a command names, where it says neither depth nor width."""
+    if not any(RESNET.fullmatch(w) for w in words):
+        return []
+    settings = {"architecture.depth": "8", "architecture.width": "0.25"}
+    return [f"{k}={v}" for k, v in settings.items() if not any(w.startswith(f"{k}=") for w in words)]
 
 
 def small(words: Sequence[str]) -> list[str]:
@@ -143,7 +152,7 @@ def small(words: Sequence[str]) -> list[str]:
     if name in AS_IT_IS:
         return [name, *rest]
     if name == "scripts/sweep_seeds.sh":
-        return [name, "0 1", *rest[1:], *QUICK]
+        return [name, "0 1", *rest[1:], *QUICK, "dataset.train_size=200"]
     if name == "reproduce" and "--list" not in rest:
         scale = rest[rest.index("--scale") + 1] if "--scale" in rest else "full"
         if rest.count("--row") > 1:
@@ -157,7 +166,7 @@ def small(words: Sequence[str]) -> list[str]:
     if name == "reproduce":
         return [name, *rest]
     if name == "connect":
-        return [name, *rest, *QUICK]
+        return [name, *rest, *QUICK, *shallow(rest)]
     if name not in REQUESTS:
         raise ValueError(f"no rule for this command of the documentation: {' '.join(words)}")
     if {"--cfg", "--info", "--dry-run"} & {*rest}:
@@ -167,7 +176,7 @@ def small(words: Sequence[str]) -> list[str]:
     if any(LARGE.match(w) for w in rest):
         return [name, *rest, "--dry-run"]
     rest = [w for w in rest if not re.match(r"endpoints.warmup_epochs=|dataset.train_size=\d{4}", w)]  # there is less
-    rest = [w for w in rest if w != "architecture.width=4"]  # of a ResNet: sixteen times the work
+    rest = [w for w in rest if w != "architecture.width=4"] + shallow(rest)  # of a ResNet: sixteen times the work
     settings = [s for s in QUICK if not (s == "endpoints.epochs=1" and any("keep_" in w for w in rest))]
     if name in CYCLIC:  # which want an end of the training to be cyclic in
         settings = [s.replace("endpoints.epochs=1", "endpoints.epochs=20") for s in settings]
@@ -288,6 +297,7 @@ def network(words: Sequence[str]) -> list[str]:
         return [w for w in words if w.startswith(("architecture", "dataset"))]
     model, data = (words[words.index(option) + 1] for option in ("--model", "--data"))
     chosen = ["architecture=custom", f"architecture.target={model}"] if ":" in model else [f"architecture={model}"]
+    chosen += [w for w in words if w.startswith("architecture.")]
     return [*chosen, *(["dataset=arrays", f"dataset.path={data}"] if data.endswith(".npz") else [f"dataset={data}"])]
 
 
