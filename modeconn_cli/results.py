@@ -112,25 +112,28 @@ class Metrics:
     """How a task's metrics ``<split>_<column>`` read, and which of them a verdict is about.
 
     columns: the task's, the first being the objective's own; verdict, convention: the column and the barrier that say
-    whether a path connects its ends; others: columns of figures that are not the task's.
+    whether a path connects its ends; others: columns of figures that are not the task's; decay:
+    whether losses have a weight-decay term.
     """
 
     columns: Sequence[Column]
     verdict: str
     convention: str
     others: Sequence[Column] = ()
+    decay: bool = False
 
     @classmethod
     def of(cls, summary: Mapping[str, Any]) -> Metrics:
         """As a summary.json says; of one from before it did, those of classification."""
         note = summary.get("task", {})
         others = [_column(c) for c in summary.get("metric_columns", [])]
+        decay = bool(summary.get("weight_decay"))
         if "columns" not in note:
             from modeconn_cli.tasks.classify import Classify
 
-            return cls(Classify.columns, Classify.verdict.column, Classify.verdict.convention, others)
+            return cls(Classify.columns, Classify.verdict.column, Classify.verdict.convention, others, decay)
         criterion = note["verdict"]
-        return cls([_column(c) for c in note["columns"]], criterion["column"], criterion["convention"], others)
+        return cls([_column(c) for c in note["columns"]], criterion["column"], criterion["convention"], others, decay)
 
     @property
     def names(self) -> list[str]:
@@ -157,7 +160,9 @@ class Metrics:
         name = metric.partition(".")[0]
         by_name = {c.name: c for c in (*self.columns, *self.others)}
         first = self.columns[0]
-        by_name.setdefault("loss", replace(first, name="loss", title="loss, with weight decay"))
+        by_name.setdefault(
+            "loss", replace(first, name="loss", title="loss, with weight decay" if self.decay else "loss")
+        )
         of_split = name.partition("_")[2]
         return by_name.get(name) or by_name.get(of_split) or Column(name, "")
 

@@ -15,7 +15,6 @@ is refused where it is given; :func:`check` then holds each value to its range a
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import math
@@ -27,6 +26,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from modeconn_cli.errors import UserError
+from modeconn_cli.nearest import nearest_words
 
 if TYPE_CHECKING:
     from modeconn_cli.data.options import Dataset
@@ -144,7 +144,7 @@ def named_choice(node: Any, group: str) -> Any:
     name = str(getattr(node, key))
     if name not in CHOICES[group]:
         there_are = f"here are {', '.join(CHOICES[group])}."
-        near = difflib.get_close_matches(name, list(CHOICES[group]), n=1, cutoff=0.5)
+        near = nearest_words(name, CHOICES[group], cutoff=0.5)
         offer = f"did you mean {group}.{key}={near[0]}? T{there_are}" if near else f"t{there_are}"
         raise UserError(f"{group}.{key}={name}: no such choice; {offer}")
     cls = CHOICES[group][name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -17,6 +16,7 @@ from typing import Any
 
 from modeconn_cli.errors import RunFailed, UserError
 from modeconn_cli.failures import refused, said
+from modeconn_cli.nearest import nearest_words
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Target:
         found = getattr(module, name, None)
         if found is None:
             public = [n for n in vars(module) if not n.startswith("_")]
-            close = difflib.get_close_matches(name, public, n=1)
+            close = nearest_words(name, public)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise UserError(f"custom {self.group}'s {source} has no {name}{hint}: correct {self.group}.target")
         return found
@@ -119,9 +119,10 @@ class Target:
         except Exception as error:
             raise self._cannot_import(source, error) from error
 
-    def _cannot_import(self, source: str, error: Exception) -> UserError | RunFailed:
+    def _cannot_import(self, source: str, error: Exception) -> UserError:
+        # Whatever it is in it, a syntax error, a package that is not there: nothing has been computed, or can be.
         line = f"custom {self.group}'s {source} cannot be imported ({said(error)}): correct it or {self.group}.target"
-        return refused(error, line)
+        return UserError(line)
 
 
 @contextmanager

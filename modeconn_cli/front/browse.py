@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def _show_results(root: Path, run: Found, summary: dict[str, Any]) -> None:
             {
                 "metric": m,
                 "path": summary["path"],
+                "weight_decay": summary["weight_decay"],
                 **{k: summary["columns"][m][k] for k in ("start", "end", "max")},
                 **b,
             }
@@ -161,12 +163,35 @@ def compare_runs(root: Path, first: str, second: str, as_json: bool) -> None:
     for run in pair:
         table.add_column(f"{run.stage}\n{run.name}/{run.version}", justify="right")
     table.add_column("difference", justify="right")
+    alone = only_one_uses(settings)
     for key, given in differ.items():
+        if key in alone:
+            continue
         table.add_row(styled("yellow", key), *map(as_override, given))
     same = [key for key, values in both.items() if values[0] == values[1]]
     for key, values in sorted(both.items(), key=lambda kv: kv[0] in same):
         table.add_row(key, *(f"{v:.4f}" for v in values), f"{values[1] - values[0]:+.4f}")
     out.print(table)
+    for number, run in enumerate(pair):
+        own = [k for k, whose in alone.items() if whose == number]
+        if own:
+            off, groups = off_default(run), dict.fromkeys(k.partition(".")[0] for k in own)
+            told = [f"{k}={as_override(off[k])}" for k in own if k in off]
+            out.print(
+                f"only {run.stage}/{run.name} has settings of {', '.join(groups)}: {', '.join(told) or 'the defaults'}",
+                soft_wrap=True,
+            )
+
+
+def only_one_uses(settings: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The keys in groups of which only one of two runs has settings, and which of the two that is."""
+    groups = [_groups(own) for own in settings]
+    return {k: i for i, own in enumerate(settings) for k in own if _groups([k]) & (groups[i] - groups[1 - i])}
+
+
+def _groups(keys: Iterable[str]) -> set[str]:
+    """The groups that settings' keys belong to."""
+    return {k.partition(".")[0] for k in keys}
 
 
 def show_removals(going: list[Removal], sizes: dict[Found, int], root: Path) -> None:
@@ -193,8 +218,13 @@ def _differing(found: list[Found]) -> dict[str, dict[str, Any]]:
     for runs_alike in alike.values():
         settings = [run_settings(r) for r in runs_alike]
         keys = [k for k in varied(settings) if k not in REPLICATION]
+        everyones = set.intersection(*(_groups(own) for own in settings))
         for run, own in zip(runs_alike, settings, strict=True):
-            apart[str(run.folder)] = {k: own[k] for k in keys if k in own}
+            mine = [k for k in keys if k in own]
+            if not _groups(mine) <= everyones:  # of a group that others do not use, what is not usual says enough
+                off = off_default(run)
+                mine = [k for k in mine if k in off or _groups([k]) <= everyones]
+            apart[str(run.folder)] = {k: own[k] for k in mine}
     return apart
 
 
@@ -236,6 +266,8 @@ def gist(run: Found) -> str:
         return ", ".join(metrics.sentence(m, v) for m, v in [*summary.get("metrics", {}).items()][:3])
     if "metrics" in summary:
         found = metrics.sentence(metrics.judged, summary["metrics"][metrics.judged])
+        if "file" in summary:
+            return f"{summary['name']}: {found}"
         if "merged" in summary:
             return f"mean of {len(summary['networks'])}, {found}"
         if "objective_after" in summary:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -63,7 +63,8 @@ def connect(
         sys.exit(last.code)
     first, second = (str(e["from"]) for e in entry["endpoints"][:2])  # as they are told apart
     answer, sentence = connection(entry["verdicts"], first, second, Metrics.of(entry))
-    say_what_knows_nothing(entry["endpoints"], last.classes)
+    for remark in entry["remarks"]:
+        complain(remark)
     if as_json:
         verdict = {"answer": answer, "sentence": sentence}
         print_json({"command": NAME, "exit_code": failed, "verdict": verdict, **entry})
@@ -71,17 +72,6 @@ def connect(
         show_result(entry)
         print(f"\n{sentence}")
     sys.exit(failed)
-
-
-def say_what_knows_nothing(endpoints: Sequence[dict[str, Any]], classes: int) -> None:
-    """Warn of networks that do little better than chance, for which no path says anything."""
-    chance = 100 * (1 - 1 / max(classes, 1))
-    lost = [e["from"] for e in endpoints if classes and e["test_error"] > 0.9 * chance]
-    if lost:
-        complain(
-            f"{' and '.join(lost)} do little better than chance ({chance:.0f}% error): were they trained on inputs "
-            "scaled otherwise? dataset.mean and dataset.std scale them."
-        )
 
 
 def show_what_would_run(given: Sequence[str], curve: bool | None, config_dir: str | None, as_json: bool) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from modeconn_cli import described, settings
 from modeconn_cli.errors import UserError
 from modeconn_cli.front.files import complaint
 from modeconn_cli.front.overrides import all_keys, chosen_nodes, groups
+from modeconn_cli.nearest import nearest_words
 from modeconn_cli.work.command import first_command
 
 MOST_JOBS = 10_000  # of a sweep
@@ -166,9 +166,9 @@ def _bare(word: str) -> str:
 def suggest(wrong: str, right: Sequence[str], phrase: str, otherwise: str | None = None) -> str:
     """The end of a sentence: a phrase with the nearest right word, or ``otherwise`` where nothing is near."""
     exact = [r for r in right if _bare(r) == _bare(wrong)]
-    near = exact or difflib.get_close_matches(wrong, right, n=1, cutoff=0.5)
+    near = exact or nearest_words(wrong, right, cutoff=0.5)
     if not near:  # the last part alone may be near: a field given without its group, say
         tails = {k.rsplit(".", 1)[-1]: k for k in reversed(list(right))}
-        near = [tails[n] for n in difflib.get_close_matches(wrong.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)]
+        near = [tails[n] for n in nearest_words(wrong.rsplit(".", 1)[-1], tails)]
     shown = f"`modeconn {first_command().name} --cfg job` shows every key."
     return f"; {phrase.format(near[0]) if near else otherwise or shown}"

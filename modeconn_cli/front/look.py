@@ -121,7 +121,8 @@ def gather(
     elif form == "table":
         show_gathered(rows, interval, confidence)
     else:
-        print({"markdown": formats.as_markdown, "latex": formats.as_latex}[form](*formats.as_table(rows)))
+        write = {"markdown": formats.as_markdown, "latex": formats.as_latex}[form]
+        print("\n\n".join(write(*formats.as_table(kind)) for kind in formats.by_kind(rows)))
 
 
 def reproduce(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from modeconn_cli import settings
 from modeconn_cli.errors import UserError
+from modeconn_cli.nearest import nearest_words
 from modeconn_cli.plugins import conf_directories
 
 HERE = Path(__file__).resolve().parents[1]
@@ -86,7 +86,7 @@ def naming_networks(words: Sequence[str], output_dir: str) -> list[str]:
 
 def nearest(wrong: str, right: Sequence[str]) -> str:
     """The part of a sentence that offers the nearest right word; empty where nothing is near."""
-    near = difflib.get_close_matches(wrong.lower(), right, n=1, cutoff=0.4)
+    near = nearest_words(wrong.lower(), right, cutoff=0.4)
     return f"; did you mean {near[0]}?" if near else ""
 
 

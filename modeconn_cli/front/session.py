@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from modeconn_cli.errors import Interrupted, RunFailed, UserError
 from modeconn_cli.failures import unforeseen
 from modeconn_cli.front.streams import visible
-from modeconn_cli.runs.directory import writable
+from modeconn_cli.runs.directory import require_writable, writable
 
 if TYPE_CHECKING:
     from modeconn_cli.front.compose import Job
@@ -34,7 +34,6 @@ class Session:
     jobs: list[dict[str, Any]] = field(default_factory=list)
     code: int = 0
     train_examples: int = 0  # of the last job's data set
-    classes: int = 0
     prints: bool = True  # results, or leaves them to its caller
     arguments: dict[str, Any] = field(default_factory=dict)  # of the command's own
     several: bool = False  # pairs, whose means are shown
@@ -109,8 +108,10 @@ class Session:
         from modeconn_cli.front.terminal import show_plan
 
         if self.dry_run:
-            with aside():
+            with aside(), writable(plan.context.root):
                 entry |= {"stages": plan.rows(), "parameters": plan.context.parameters}
+            if any(row["status"] != "cached" for row in entry["stages"]):
+                require_writable(plan.context.root)
             if not self.as_json:
                 show_plan(entry["stages"], entry["parameters"])
 
@@ -126,6 +127,8 @@ class Session:
             self._read(entry, plan)
         if self.prints and not self.as_json and not self.sweep:
             show_run(entry, self._means()) if plan.keep_going else show_result(entry)
+        for remark in entry["remarks"] if self.prints else ():
+            complain(remark)
 
     def _attempt(self, entry: dict[str, Any], job: Job, act: Callable[[dict[str, Any], Plan], None]) -> None:
         """Make a job's plan and act on it; what goes wrong is said in one line and kept in its entry."""
@@ -141,7 +144,7 @@ class Session:
             if plan.context.device.type == "cpu":
                 keep_freed_memory()  # this process is the command's alone
             self.several = self.sweep or plan.keep_going
-            self.train_examples, self.classes = len(data.train), data.classes or 0
+            self.train_examples = len(data.train)
             act(entry, plan)
         except (UserError, RunFailed) as error:
             reporter.close()

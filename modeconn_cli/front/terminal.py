@@ -11,7 +11,7 @@ from rich.text import Text
 
 from modeconn_cli.evaluation.barriers import CONVENTIONS
 from modeconn_cli.front.console import STATUS_STYLE, Sheet, joined, out, styled
-from modeconn_cli.report.formats import as_table
+from modeconn_cli.report.formats import as_table, by_kind
 from modeconn_cli.report.gather import count
 from modeconn_cli.results import Metrics
 from modeconn_cli.runs.find import Found
@@ -24,7 +24,7 @@ def show_plan(rows: Sequence[dict[str, Any]], parameters: int) -> None:
         table.add_column(name, justify="right" if name == "gradient steps" else "left")
     for row in rows:
         table.add_row(
-            f"{row['stage']} {row['name']}",
+            row["doing"],
             styled(STATUS_STYLE[row["status"]], row["status"]),
             row["why"],
             f"{row['gradient_steps']:,}",
@@ -77,7 +77,7 @@ def endpoint_table(endpoints: Sequence[Mapping[str, Any]], metrics: Metrics) -> 
     for name in names:
         table.add_column(_headed(name, metrics), justify="right")
     for e in endpoints:
-        name = e["name"] if e["from"].startswith("seed ") else f"{e['name']} {e['from']}"
+        name = e["name"] if e["from"].startswith("seed ") else e["from"]  # all else has a name that somebody gave it
         table.add_row(name, *(metrics.text(e[m], m) for m in names))
     return table
 
@@ -163,8 +163,9 @@ def barrier_table(rows: Sequence[dict[str, Any]], metrics: Metrics) -> Sheet:
     """A column a path; for each metric its ends, its highest value, and the barrier by every convention."""
     titles = list(dict.fromkeys(r["path"] for r in rows))
     by_place = {(r["metric"], r["path"]): r for r in rows}
+    decay = " plus the weight-decay term" if any(r["weight_decay"] for r in rows) else ""
     table = Sheet(
-        title=f"Barriers, with bootstrap intervals (loss is {metrics.columns[0].name} plus the weight-decay term)",
+        title=f"Barriers, with bootstrap intervals (loss is {metrics.columns[0].name}{decay})",
         collapse_padding=True,
         padding=(0, 2),
     )
@@ -231,7 +232,7 @@ def show_run(result: dict[str, Any], gathered: Sequence[dict[str, Any]]) -> None
             table.add_column(name, overflow="fold")
         for row in lost:
             see = f"{row['directory']}/log.txt" if row["status"] == "failed" else ""
-            table.add_row(f"{row['stage']} {row['name']}", styled("red", row["status"]), row["why"], see)
+            table.add_row(row["doing"], styled("red", row["status"]), row["why"], see)
         out.print()
         out.print(table)
 
@@ -248,13 +249,16 @@ def _show_means(gathered: Sequence[dict[str, Any]]) -> None:
 
 def show_gathered(rows: Sequence[dict[str, Any]], interval: str, confidence: float) -> None:
     """Groups of runs with means over them."""
-    heads, cells = as_table(rows)
-    table = Sheet()
-    for head in heads:
-        table.add_column(head, justify="right" if head in ("n", "std", "interval") or "." in head else "left")
-    for line in cells:
-        table.add_row(*line)
-    out.print(table)
+    for number, kind in enumerate(by_kind(rows)):
+        if number:
+            out.print()
+        heads, cells = as_table(kind)
+        table = Sheet()
+        for head in heads:
+            table.add_column(head, justify="right" if head in ("n", "std", "interval") or "." in head else "left")
+        for line in cells:
+            table.add_row(*line)
+        out.print(table)
     how = {"t": "Student's t", "bootstrap": "bootstrap over the runs"}[interval]
     out.print(styled("dim", f"mean, std and {100 * confidence:g}% interval ({how}) over n runs"))
     if any(row["shared_endpoints"] for row in rows):

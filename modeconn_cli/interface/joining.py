@@ -15,6 +15,7 @@ from torch import nn
 
 from modeconn_cli.data.options import Dataset
 from modeconn_cli.errors import UserError
+from modeconn_cli.evaluation.chance import at_chance
 from modeconn_cli.families.base import Family
 from modeconn_cli.families.custom import check_ends
 from modeconn_cli.families.options import Curve
@@ -154,6 +155,8 @@ def connect(
         found = {k: mode_path(p, _history(p)) for k, p in _tried(context, start, end, align, curve, method).items()}
         verdicts = [_verdict(p) for p in found.values()]
         metrics = next(iter(found.values())).result.metrics
+        lost = at_chance({e.short_name: e.metrics() for e in (start, end)}, context.task_on_host)
+        listener.notes += [lost] if lost else []
         return Connection(*connection(verdicts, start.short_name, end.short_name, metrics), found, listener.notes)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.models.external import check_answers
+from modeconn_cli.nearest import nearest_words
 from modeconn_cli.settings import choices
 from modeconn_cli.targets import Target
 
@@ -73,5 +73,5 @@ def build(
 
 
 def _hint(word: str, known: dict[str, Any]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
+    close = nearest_words(word, known)
     return f" (did you mean {close[0]}?)" if close else ""

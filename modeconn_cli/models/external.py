@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from modeconn_cli.failures import refused, said
 from modeconn_cli.forward import evaluating, generators, modes_kept, require_repeatable, rest_kept
 from modeconn_cli.inputs import taken
 from modeconn_cli.models.common import require_images
+from modeconn_cli.nearest import nearest_words
 from modeconn_cli.targets import Target, first_line, working_directory_importable
 from modeconn_cli.tasks.outputs import tensor_of
 from modeconn_cli.torchvision_compat import import_torchvision
@@ -36,7 +36,7 @@ def build_torchvision(
     models = import_torchvision().models
     names = models.list_models(module=models)
     if model not in names:
-        close = difflib.get_close_matches(model, names, n=3) or ["resnet18", "mobilenet_v2", "vit_b_16"]
+        close = nearest_words(model, names, n=3) or ["resnet18", "mobilenet_v2", "vit_b_16"]
         raise UserError(
             f"torchvision has no classifier {model!r}: set architecture.model to {', '.join(close)} or "
             "another name of torchvision.models"

@@ -12,9 +12,17 @@ from modeconn_cli.report.gather import NO_SETTING, Aggregate, as_override
 from modeconn_cli.runs.directory import cell
 
 
+def by_kind(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Rows that make a table: those of the same metrics, as measured paths, or ensembles."""
+    kinds: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault((*row["metrics"],), []).append(row)
+    return [*kinds.values()]
+
+
 def as_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells, for a terminal, Markdown or LaTeX."""
-    settings = [k for k in rows[0] if k not in NO_SETTING]
+    """Headings and cells, for a terminal, Markdown or LaTeX; settings that none of the rows has are left out."""
+    settings = [k for k in rows[0] if k not in NO_SETTING and any(row[k] != "" for row in rows)]
     metrics = list(dict.fromkeys(m for row in rows for m in row["metrics"]))
     heads = [*settings, "n"]
     for m in metrics:

@@ -85,6 +85,7 @@ def barrier_rows(paths: list[PathResult]) -> list[dict[str, Any]]:
                     "start": column["start"],
                     "end": column["end"],
                     "max": column["max"],
+                    "weight_decay": path.summary["weight_decay"],
                     **{c: path.summary["barriers"][metric].get(c) for c in CONVENTIONS},  # a surface has no midpoint
                 }
             )
@@ -169,5 +170,6 @@ def heading(paths: list[PathResult]) -> str:
     given = [p.summary["task"]["endpoints"] for p in paths]
     ends = dict.fromkeys(given if len({*given}) == 1 else map(endpoints_of, paths))
     methods = methods_of(paths)
-    aligned = f", aligned by {title_of(methods[0])}" if len(methods) == 1 else ""
+    every = "" if all(map(aligned_by, paths)) else " where the path says so"
+    aligned = f", aligned by {title_of(methods[0])}{every}" if len(methods) == 1 else ""
     return f"{'; '.join(tasks)}, endpoints {', '.join(ends)}{aligned}"

@@ -10,11 +10,13 @@ held to before anything builds on them. A lock (see runs/lock.py) keeps two writ
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -246,3 +248,22 @@ def writable(place: Path, setting: str = "runtime.output_dir=DIR") -> Iterator[N
         raise UserError(
             f"cannot write {where}: {error.strerror}. Give a writable place with enough room: {setting}."
         ) from None
+
+
+def require_writable(folder: Path) -> None:
+    """Raise UserError, as writing would, where a directory cannot be made or nothing can be written in it.
+
+    Nothing is written: it is looked at what there is of the way to it.
+    """
+    with writable(folder):
+        there = folder.absolute()
+        while True:
+            try:
+                is_folder = stat.S_ISDIR(there.stat().st_mode)
+                break
+            except FileNotFoundError:
+                there = there.parent
+        if not is_folder:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))

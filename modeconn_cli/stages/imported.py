@@ -36,6 +36,10 @@ class ImportedEndpoint(Endpoint):
     def label(self) -> str:
         return f"{self.context.label}-file"  # the same for the same content, whatever the file is called
 
+    @property
+    def doing(self) -> str:
+        return f"reading {self.short_name}"
+
     def fields(self) -> dict[str, Any]:
         return {**self.context.task_fields(), "file": self.network.content}
 

@@ -133,5 +133,6 @@ class Task(Protocol):
     def scores(self, output: Any, batch: Batch) -> dict[str, Tensor]:
         """Every column for every example, each (B,), by column name; unscaled (an error is 0 or 1).
 
-        A task may also have ``scores_beside_loss``, which leaves out the first: a training step asks for no more.
+        A task may also have ``scores_beside_loss``, which leaves out the first: a training step asks for no more. And
+        ``constant``: by column, the mean over the test split of the best answer that is the same for every example.
         """

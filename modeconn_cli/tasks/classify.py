@@ -45,6 +45,12 @@ class Classify:
     def note(self) -> dict[str, Any]:
         return {} if self.data.class_names is None else {"classes": [*self.data.class_names]}
 
+    @property
+    def constant(self) -> dict[str, float]:
+        """The error of always answering the test split's commonest class, in percent."""
+        labels = self.data.test.y
+        return {"error": 100 * (1 - int(labels.bincount().max()) / len(labels))}
+
     def to(self, device: Any) -> Classify:
         return replace(self, data=self.data.to(device))
 

@@ -89,6 +89,13 @@ class Regress:
         unit = next(c.unit for c in self.columns if c.name == "absolute_error")
         return {"targets": self.scale.note(unit, self.likelihood is Likelihood.gaussian)}
 
+    @property
+    def constant(self) -> dict[str, float]:
+        """The unexplained variance of always answering the test split's mean, in percent."""
+        z = self.data.test.y.double()
+        share = (z - z.mean(0)).square().mean(0) / self.variance.to(z)
+        return {"unexplained": 100 * float(share.mean())}
+
     def to(self, device: Any) -> Regress:
         return replace(self, data=self.data.to(device), std=self.std.to(device), variance=self.variance.to(device))
 

@@ -9,11 +9,12 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from modeconn_cli.errors import RunFailed, UserError
+from modeconn_cli.evaluation.chance import at_chance
 from modeconn_cli.plugins import load
 from modeconn_cli.report.plots import PathResult
 from modeconn_cli.report.tables import barrier_rows, read_path, verdict_sentence
 from modeconn_cli.results import SUMMARY, Result, read_summary
-from modeconn_cli.runs.directory import Run
+from modeconn_cli.runs.directory import Run, writable
 from modeconn_cli.runs.lock import in_use
 from modeconn_cli.settings import Config, check
 from modeconn_cli.work.command import COMMANDS, Request
@@ -56,7 +57,8 @@ class Plan:
             RunFailed, UserError: a stage failed; not where the plan keeps going, which says so in the stage's row.
         """
         lost: dict[str, str] = {}
-        steps = sum(row["gradient_steps"] for row in self.rows())
+        with writable(self.context.root):  # a name that no file system takes is refused here
+            steps = sum(row["gradient_steps"] for row in self.rows())
         if steps > MANY_STEPS:
             self.context.reporter.say(f"{steps:,} gradient steps are ahead; --dry-run shows how many each stage takes")
         with self.context.signals.caught(), closing(self.context.trackers), self._in_use():
@@ -83,9 +85,9 @@ class Plan:
         return in_use(root, [stage.identity.folder(root) for stage in self.stages])
 
     def _lose(self, stage: Stage, done: list[dict[str, Any]], lost: dict[str, str], status: str, why: str) -> None:
-        lost[stage.identity.digest] = f"{stage.name} {stage.label}"
+        lost[stage.identity.digest] = stage.doing
         done.append({**_row(stage, stage.locate(False)), "status": status, "why": why})
-        self.context.reporter.say(f"{status}: {stage.name} {stage.label}: {why}")
+        self.context.reporter.say(f"{status}: {stage.doing}: {why}")
 
     def measured(self) -> list[PathResult]:
         """The measured paths that are finished, with the intervals that each one's request asks for."""
@@ -100,7 +102,7 @@ class Plan:
             if not stage.question.same_intervals(path.summary["intervals"]):
                 own = path.summary["intervals"]
                 self.context.reporter.say(
-                    f"{stage.name} {stage.label} kept no scores, so its intervals are its own (confidence "
+                    f"{stage.doing} kept no scores, so its intervals are its own (confidence "
                     f"{own['confidence']:g}, {own['resamples']} resamples); --force measures it again"
                 )
             found.append(path)
@@ -118,6 +120,8 @@ class Plan:
         for stage, run in finished.items():
             for section, entry in stage.found(run).items():
                 sections.setdefault(section, []).append(entry)
+        ends = {e["from"].removesuffix(" aligned"): e for e in sections["endpoints"]}
+        lost = at_chance(ends, self.context.task_on_host)
         return {
             "task": next((s["task"] for s in summaries if "columns" in s.get("task", {})), {}),
             **sections,
@@ -137,6 +141,7 @@ class Plan:
                 {"stage": s.name, "directory": str(finished[s].folder), **result.plain(s.label)}
                 for s, result in others.items()
             ],
+            "remarks": [lost] if lost and (measured or sections["merged"]) else [],
             "plot": pictures[0] if pictures else None,
             "plots": pictures,
         }
@@ -149,6 +154,7 @@ def _row(stage: Stage, run: Run) -> dict[str, Any]:
     return {
         "stage": stage.name,
         "name": stage.label,
+        "doing": stage.doing,
         "status": run.status,
         "why": run.why,
         "directory": str(run.folder),
@@ -173,7 +179,7 @@ def make_plan(command: str, config: Config, reporter: Reporter, **arguments: Any
     context.settle_threads()
     plan = plan_of(context, COMMANDS[command].request(context, **arguments))
     for stage in plan.stages:
-        require_room(context, f"{stage.name} {stage.label}", stage.memory)
+        require_room(context, stage.doing, stage.memory)
     return plan
 
 

@@ -54,6 +54,11 @@ class Stage(ABC):
         """The readable part of the directory's name; that of what it is made from, where it says no other."""
         return self.upstream()[-1].label if self.upstream() else self.context.label
 
+    @property
+    def doing(self) -> str:
+        """What a person is told is done."""
+        return f"{self.name} {self.label}"
+
     def fields(self) -> dict[str, Any]:
         """What, besides upstream results, determines the result: the settings of its groups, where it says no other."""
         return {g: fields_off_default(getattr(self.context.config, g)) for g in self.groups}
@@ -117,12 +122,12 @@ def execute(stage: Stage, force: bool) -> Run:
         context.signals.check()
 
     with claim(stage.identity, context.root, force, waiting) as run:
-        context.reporter.begin(f"{stage.name} {stage.label}", run)
+        context.reporter.begin(stage.doing, run)
         started = time.time()
         if run.status != "cached":
             with writable(run.folder), context.trackers.following(run, plain(context.config)):
                 _compute(stage, run, started)
-        context.reporter.end(f"{stage.name} {stage.label}", run, time.time() - started)
+        context.reporter.end(stage.doing, run, time.time() - started)
     stage.done = run
     return run
 

@@ -137,12 +137,16 @@ def test_arguments_of_a_custom_architecture_need_no_plus(word: str, tmp_path: Pa
         ("nothing:Net", "nothing"),
         ("mynet.py:broken", "ZeroDivisionError"),
         ("syntax.py:Net", "syntax.py"),
+        ("absent.py:Net", "absent.py cannot be imported (ModuleNotFoundError in absent.py:1: No module named"),
+        ("raising.py:Net", "raising.py cannot be imported (RuntimeError in raising.py:1: not today)"),
     ],
 )
 def test_a_custom_architecture_that_cannot_be_made(target: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "mynet.py").write_text(f"{NET}\n\ndef broken():\n    return 1 / 0\n")
     (tmp_path / "syntax.py").write_text("class Net(:\n")
-    # Code that is there and fails is no mistake of usage.
+    (tmp_path / "absent.py").write_text("import nowhere_to_be_found\n")
+    (tmp_path / "raising.py").write_text("raise RuntimeError('not today')\n")
+    # Code that is there and fails when it is called is no mistake of usage; what cannot be imported is not there.
     code = 1 if "broken" in target else 2
     words = ["train-endpoints", *SPIRALS[:2], "architecture=custom", f"architecture.target={target}"]
     message = refused(*words, code=code)
