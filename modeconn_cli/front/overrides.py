@@ -148,9 +148,39 @@ def chosen_nodes(overrides: Sequence[str], config_dir: str | None = None) -> dic
     return {g: node_of(g, c, config_dir) or next(iter(settings.nodes()[g].values())) for g, c in choices.items()}
 
 
+def used_nodes(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, list[type]]:
+    """The same, but of each choice only what it uses itself: one by its own name, as curve.kind=chain, counts, of a
+    shared schema its own class, and of a sweep over several each.
+    """
+    used = {}
+    for group, default in default_choices().items():
+        key, nodes = settings.NAMED_BY.get(group), settings.nodes()[group]
+        files = _last(overrides, group) or default
+        names = _last(overrides, f"{group}.{key}").split(",") if key else []
+        made = [settings.choices(group)[n] for n in names if n in settings.choices(group)]
+        for file in [] if made else files.split(","):
+            node = node_of(group, file, config_dir) or next(iter(nodes.values()))
+            made.append(settings.choices(group).get(file, node) if group in settings.SHARED else node)
+        used[group] = made
+    return used
+
+
+def _last(overrides: Sequence[str], key: str) -> str:
+    """What the last override of a key says; empty where none does."""
+    return next((o.partition("=")[2] for o in reversed(overrides) if o.partition("=")[0] == key), "")
+
+
 def all_keys(overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
     """Every key that can be overridden: seed, the groups, and the fields of what is chosen."""
     fields = [
         f"{g}.{f.name}" for g, node in chosen_nodes(overrides, config_dir).items() for f in dataclasses.fields(node)
     ]
     return ["seed", *groups(config_dir), *fields]
+
+
+def used_keys(overrides: Sequence[str]) -> list[str]:
+    """Every key that makes a difference: seed, the groups, and the fields that what is chosen uses."""
+    fields = [
+        f"{g}.{f.name}" for g, nodes in used_nodes(overrides).items() for n in nodes for f in dataclasses.fields(n)
+    ]
+    return ["seed", *groups(), *dict.fromkeys(fields)]

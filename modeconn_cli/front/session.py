@@ -113,7 +113,7 @@ class Session:
             if any(row["status"] != "cached" for row in entry["stages"]):
                 require_writable(plan.context.root)
             if not self.as_json:
-                show_plan(entry["stages"], entry["parameters"])
+                show_plan(entry["stages"], [s.doing for s in plan.stages], entry["parameters"])
 
     def _carry_out(self, entry: dict[str, Any], plan: Plan) -> None:
         from modeconn_cli.front.console import aside, err, joined, styled

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from modeconn_cli.errors import UserError
-from modeconn_cli.front.pipeline import CFG, INFO
+from modeconn_cli.front.pipeline import CFG, INFO, chosen_for
 from modeconn_cli.work.command import COMMANDS
 
 SCRIPTS = {
@@ -69,7 +69,7 @@ def candidates(command: Any, before: Sequence[str], incomplete: str) -> list[str
     if command.name in COMMANDS and COMMANDS[command.name].listed:
         from modeconn_cli.front.complete import complete
 
-        return complete(before, incomplete)
+        return complete([*chosen_for(COMMANDS[command.name], before), *before], incomplete)
     taken = {parameter.name for parameter in command.params}
     if taken & {"run", "runs", "reference", "first"}:
         from modeconn_cli.runs.find import run_names

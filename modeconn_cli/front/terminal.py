@@ -17,14 +17,14 @@ from modeconn_cli.results import Metrics
 from modeconn_cli.runs.find import Found
 
 
-def show_plan(rows: Sequence[dict[str, Any]], parameters: int) -> None:
-    """The stages of a --dry-run."""
+def show_plan(rows: Sequence[dict[str, Any]], doing: Sequence[str], parameters: int) -> None:
+    """The stages of a --dry-run, and what each would be doing."""
     table = Sheet(title="Plan")
     for name in ("stage", "status", "why", "gradient steps"):
         table.add_column(name, justify="right" if name == "gradient steps" else "left")
-    for row in rows:
+    for what, row in zip(doing, rows, strict=True):
         table.add_row(
-            row["doing"],
+            what,
             styled(STATUS_STYLE[row["status"]], row["status"]),
             row["why"],
             f"{row['gradient_steps']:,}",
@@ -232,7 +232,7 @@ def show_run(result: dict[str, Any], gathered: Sequence[dict[str, Any]]) -> None
             table.add_column(name, overflow="fold")
         for row in lost:
             see = f"{row['directory']}/log.txt" if row["status"] == "failed" else ""
-            table.add_row(row["doing"], styled("red", row["status"]), row["why"], see)
+            table.add_row(f"{row['stage']} {row['name']}", styled("red", row["status"]), row["why"], see)
         out.print()
         out.print(table)
 

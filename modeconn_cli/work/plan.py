@@ -154,7 +154,6 @@ def _row(stage: Stage, run: Run) -> dict[str, Any]:
     return {
         "stage": stage.name,
         "name": stage.label,
-        "doing": stage.doing,
         "status": run.status,
         "why": run.why,
         "directory": str(run.folder),

@@ -801,6 +801,31 @@ def test_completion_of_keys_and_values() -> None:
     assert "architecture.batch_norm=" in completions("modeconn fit-curve architecture=vgg16 architecture.")
     assert "architecture.batch_norm=" not in completions("modeconn fit-curve architecture.")
     assert completions("modeconn interpolate se") == ["seed="]
+
+
+@pytest.mark.parametrize(
+    ("words", "group", "there", "not_there"),
+    [
+        ("rebasin", "rebasin", "restarts", "temperature"),  # which weight matching has, the command's own choice
+        ("rebasin rebasin=sinkhorn", "rebasin", "temperature", "restarts"),
+        ("fit-curve rebasin.method=activation", "rebasin", "similarity", "temperature"),
+        ("fit-curve", "rebasin", "method", "groups"),
+        ("fit-curve -m rebasin=weight,sinkhorn", "rebasin", "temperature", "similarity"),
+        ("fit-curve -m rebasin=weight,sinkhorn", "rebasin", "restarts", "target"),
+        ("fit-curve curve.kind=custom", "curve", "target", "bends"),
+        ("fit-curve architecture=vgg11 architecture.family=wrn", "architecture", "widen", "batch_norm"),
+        ("fit-curve dataset=two_spirals", "dataset", "turns", "path"),
+        ("fit-curve task=regress", "task", "likelihood", "target"),
+    ],
+)
+def test_completion_offers_what_the_choice_uses(words: str, group: str, there: str, not_there: str) -> None:
+    offered = completions(f"modeconn {words} {group}.")
+    assert f"{group}.{there}=" in offered
+    assert f"{group}.{not_there}=" not in offered
+    assert len(offered) == len({*offered})
+
+
+def test_completion_of_experiments_and_of_what_is_nothing() -> None:
     assert completions("modeconn fit-curve experiment=garipov_wrn") == [
         "experiment=garipov_wrn28x10_cifar10",
         "experiment=garipov_wrn28x10_cifar100",
