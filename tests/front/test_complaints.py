@@ -35,6 +35,7 @@ from modeconn_cli.work.reporting import Silent
         ("curve.bends=${nope}", r"^curve.bends=\$\{nope\}: .*'nope' not found"),
         ("interpolation=-1e300", r"^interpolation=-1e300: no such interpolation"),
         ("architecture=resnet18", r"torchvision has one: architecture=torchvision architecture.model=resnet18"),
+        ("architecture=resnet21", r"did you mean architecture=resnet20\?"),
         ("dataset=FashionMNIST", r"did you mean dataset=fashion_mnist"),
         ("dataset=fashionmnist", r"did you mean dataset=fashion_mnist"),
     ],

@@ -9,7 +9,6 @@ import pytest
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.front.browse import only_one_uses
-from modeconn_cli.front.explain import suggest
 from modeconn_cli.front.terminal import barrier_table, endpoint_table
 from modeconn_cli.nearest import nearest_words
 from modeconn_cli.report.formats import as_table, by_kind
@@ -105,4 +104,3 @@ def test_of_words_that_differ_in_a_number_the_nearest_number_is_meant(
     wrong: str, right: list[str], wanted: str
 ) -> None:
     assert nearest_words(wrong, right, n=2)[0] == wanted
-    assert suggest(wrong, right, "{}") == f"; {wanted}"
