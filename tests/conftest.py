@@ -16,6 +16,14 @@ settings.register_profile("modeconn", deadline=None, derandomize=True, max_examp
 settings.load_profile("modeconn")
 
 
+# Files whose tests wait long for processes: begun first, so that no worker is left alone with one at the end.
+LONG = ("work/test_safety.py", "front/test_sweeps.py", "test_outside.py", "interface/test_pages.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+
+
 def _make_data(
     n: int = 11,
     shape: tuple[int, ...] = (4,),

@@ -35,6 +35,7 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.front import compose as launch
 from modeconn_cli.front import overrides
 from modeconn_cli.settings import plain
+from modeconn_cli.torchvision_compat import import_torchvision
 from modeconn_cli.work.command import COMMANDS as REQUESTS
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.reporting import Silent
@@ -314,6 +315,13 @@ def write_checkpoints(words: Sequence[str]) -> None:
         save_file(state, name) if name.endswith(".safetensors") else torch.save({"model_state": state}, name)
 
 
+def narrow_vit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make torchvision's ViT-B/16, of 86 million weights, of two narrow layers."""
+    made = import_torchvision().models.vision_transformer
+    whole, few = made._vision_transformer, {"num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64}
+    monkeypatch.setattr(made, "_vision_transformer", lambda **options: whole(**options | few))
+
+
 @pytest.mark.parametrize("line", LINES, ids=[" ".join(words)[:110] for words in LINES])
 def test_a_documented_command_runs(line: tuple[str, ...], sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = small(line)
@@ -329,6 +337,8 @@ def test_a_documented_command_runs(line: tuple[str, ...], sandbox: Path, monkeyp
     write_checkpoints(words)
     if words[0] != "plot":
         no_pictures(monkeypatch)
+    if "architecture.model=vit_b_16" in words:
+        narrow_vit(monkeypatch)
     how = launcher(words)
     if how != "basic":
         try:

@@ -128,7 +128,7 @@ def _compose_directly(overrides: Sequence[str], sweep: bool) -> list[Job]:
 _CHOICE = re.compile(r"(?!seed=)[a-z_]+=[\w-]+")  # of a group
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=512)
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     """The configuration under these overrides. Not to be changed: it is kept."""
     import hydra

@@ -18,7 +18,7 @@ from modeconn_cli.symmetry.graph import trace
 
 
 @given(st.integers(1, 7), st.integers(0, 10**6), st.floats(0.1, 5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_the_limit_is_doubly_stochastic_and_its_implicit_gradient_that_of_every_round(
     n: int, seed: int, size: float
 ) -> None:

@@ -18,14 +18,19 @@ def elsewhere(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     no_pictures(monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What asks for three wide networks, which are trained."""
+    wide = ["architecture.width=64", "endpoints.epochs=15", "dataset.train_size=600", "endpoints.seeds=[0,1,2]"]
+    others = [o for o in DIGITS if not any(o.startswith(w.partition("=")[0]) for w in wide)]
+    words = [*others, *wide, f"runtime.output_dir={tmp_path_factory.mktemp('three')}"]
+    ok("train-endpoints", *words, "-q")
+    return words
+
+
 @pytest.mark.parametrize("method", ["merge_many", "c2m3"])
-def test_three_networks_are_merged(elsewhere: None, method: str) -> None:
-    wide = [
-        "architecture.width=64",
-        "endpoints.epochs=15",
-        *[o for o in DIGITS if "width" not in o and "epochs" not in o],
-    ]
-    request = ["rebasin", *wide, "dataset.train_size=600", f"rebasin={method}", "endpoints.seeds=[0,1,2]"]
+def test_three_networks_are_merged(elsewhere: None, three: list[str], method: str) -> None:
+    request = ["rebasin", *three, f"rebasin={method}", "rebasin.restarts=1"]
     answer = ok(*request, "--json")
     folder = folders(answer)["rebasin"]
     table = pd.read_csv(folder / "merge.csv").set_index("network")
