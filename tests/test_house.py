@@ -135,3 +135,9 @@ def test_examples_in_docstrings_run(file: Path) -> None:
     failed, tried = doctest.testmod(module)
     assert tried or "+SKIP" in file.read_text()  # where it wants a finished run
     assert not failed
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports each by its name alone."""
+    names = [p.name for p in (ROOT / "tests").rglob("*.py")]
+    assert sorted(n for n in {*names} if names.count(n) > 1) == []
