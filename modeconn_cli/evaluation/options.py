@@ -13,17 +13,28 @@ if TYPE_CHECKING:
 
 
 class BatchNorm(Name):
+    """Running statistics at inner points: re-estimated on training data, as in Garipov et al. 2018
+    (arXiv:1802.10026) and Izmailov et al. 2018 (arXiv:1803.05407), or the coefficient mean of the ends', as if they
+    were weights.
+    """
+
     reestimate = "reestimate"
     mean = "mean"
 
 
 class Renormalise(Name):
+    """What is set right at inner points: every unit's mean and standard deviation (REPAIR), or its deviation alone
+    (RESCALE), to those between the ends' (Jordan et al. 2022, arXiv:2211.08403).
+    """
+
     none = "none"
     repair = "repair"
     rescale = "rescale"
 
 
 class PathOf(Name):
+    """Which of the paths between two endpoints."""
+
     curve = "curve"
     segment = "segment"
 
@@ -31,6 +42,18 @@ class PathOf(Name):
 @choice("interpolation", "interpolation")
 @dataclass
 class Interpolation:
+    """How a path is measured, and what is asked of the scores: those with ``identity=False`` are asked of a
+    finished run again.
+
+    ``points``: values of t in [0, 1]; ``search_max``: forward passes over both splits; ``bn_examples``,
+    ``train_examples``: of the training split; ``bootstrap``: resamples (R of evaluation/barriers.py);
+    ``confidence``: in (0, 1); ``connected_below``: in points of test error.
+
+    61 points are those of Garipov et al. 2018's code, 2 points the error barrier below which Frankle et al. 2020
+    (arXiv:1912.05671) call networks stable, with the mean of the ends as reference. ``verdict_odds`` is this
+    project's own: docs/methods/segment.md measures what it costs.
+    """
+
     points: int = option(61, "Evenly spaced values of t, both ends included.", ge=2, le=10_001)
     search_max: int = option(
         8, "Further evaluations that search for the highest train loss between grid points; 0: none.", ge=0, le=1000
@@ -77,6 +100,12 @@ class Members(Name):
 @choice("ensemble", "ensemble")
 @dataclass
 class Ensemble:
+    """How averaged predictions of K members are judged.
+
+    ``bins``: of confidence in [0, 1], over the examples, 15 as in Guo et al. 2017 (arXiv:1706.04599); ``draws``:
+    sets of k members, for every k below K, that figures are means over where there are more.
+    """
+
     bins: int = option(15, "Bins of confidence behind the calibration error.", ge=1)
     draws: int = option(20, "Most sets of members that figures of fewer than all are means over.", ge=1)
     points: int | None = option(None, "Of a path that is named as a whole: how many of its points are members.", ge=2)

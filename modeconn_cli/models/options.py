@@ -13,12 +13,18 @@ if TYPE_CHECKING:
 
 
 class Norm(Name):
+    """What stands before every non-linearity of a perceptron: BatchNorm1d, LayerNorm over the units, or nothing."""
+
     batch = "batch"
     layer = "layer"
     none = "none"
 
 
 class ImageNorm(Name):
+    """What stands after every convolution of a residual network: (N, C, H, W) -> (N, C, H, W); see
+    models/resnet.py.
+    """
+
     batch = "batch"
     layer = "layer"
     layer2d = "layer2d"
@@ -26,17 +32,25 @@ class ImageNorm(Name):
 
 
 class Shortcut(Name):
+    """Where a block of He et al. 2016 (arXiv:1512.03385) changes the shape: their option A (pad) or B (conv1x1), or
+    the 3x3 convolution of Ainsworth et al. 2023 (arXiv:2209.04836) and Jordan et al. 2022 (arXiv:2211.08403).
+    """
+
     pad = "pad"
     conv1x1 = "conv1x1"
     conv3x3 = "conv3x3"
 
 
 class Classifier(Name):
+    """After VGG's convolutions: as Garipov et al. 2018 (arXiv:1802.10026, hidden) or Jordan et al. 2022 (linear)."""
+
     hidden = "hidden"
     linear = "linear"
 
 
 class Activation(Name):
+    """The non-linearity of a perceptron's hidden layers."""
+
     relu = "relu"
     gelu = "gelu"
     tanh = "tanh"
@@ -70,6 +84,13 @@ class OfThisPackage(Architecture):
 @choice("architecture", "mlp")
 @dataclass
 class MLP(OfThisPackage):
+    """A perceptron on flattened examples: (N, *in_shape) -> (N, classes), with ``depth`` hidden layers of ``width``
+    units.
+
+    The default is sized for the embedded digits. Depths count hidden layers, so that "five layers" of a paper that
+    counts linear maps is ``depth=4``.
+    """
+
     width: int = option(128, "Units of every hidden layer.", ge=1)
     depth: int = option(3, "Hidden layers; a network of n linear layers has n - 1.", ge=0, le=1000)
     activation: Activation = option(Activation.relu, "Non-linearity after every hidden layer.")
@@ -85,6 +106,10 @@ class MLP(OfThisPackage):
 @choice("architecture", "convfc")
 @dataclass
 class ConvFC(OfThisPackage):
+    """Three convolutions and three linear layers (Garipov et al. 2018, arXiv:1802.10026): images (N, C, H, W) of at
+    least 15x15 -> (N, classes).
+    """
+
     @staticmethod
     def builder() -> Callable[..., nn.Module]:
         from modeconn_cli.models import convfc
@@ -95,6 +120,13 @@ class ConvFC(OfThisPackage):
 @choice("architecture", "vgg")
 @dataclass
 class VGG(OfThisPackage):
+    """Simonyan and Zisserman 2015 (arXiv:1409.1556) for small images: (N, C, H, W) of at least 32x32 -> (N,
+    classes).
+
+    ``depth`` is 11, 13, 16 or 19, the layers with weights in the original with its three linear ones. ``width``
+    multiplies 64 to 512 channels and the hidden units; 1 is the published network.
+    """
+
     depth: int = option(16, "11, 13, 16 or 19.")
     batch_norm: bool = option(False, "BatchNorm after every convolution.")
     width: float = option(1.0, "Multiplier of every convolution's channels.", gt=0)
@@ -112,6 +144,13 @@ class VGG(OfThisPackage):
 @choice("architecture", "resnet")
 @dataclass
 class ResNet(OfThisPackage):
+    """He et al. 2016 (arXiv:1512.03385), section 4.2: images (N, C, H, W) of at least 4x4 -> (N, classes).
+
+    ``depth`` is 6n + 2 layers of weights, n blocks a stage. ``width`` multiplies 16, 32 and 64 channels; 1 is the
+    published network. With layer2d and conv3x3 it is the ResNet20 of Ainsworth et al. 2023 (arXiv:2209.04836),
+    theirs up to 32 wide.
+    """
+
     depth: int = option(20, "6n + 2: 20, 32, 44, 56 or 110.", ge=8, le=2000)
     width: float = option(1.0, "Multiplier of the 16, 32, 64 channels.", gt=0)
     norm: ImageNorm = option(
@@ -134,6 +173,10 @@ class ResNet(OfThisPackage):
 @choice("architecture", "preresnet")
 @dataclass
 class PreResNet(OfThisPackage):
+    """He et al. 2016 (arXiv:1603.05027) in the sizes of Garipov et al. 2018: images (N, C, H, W) of at least 4x4 ->
+    (N, classes). 110 and 164 are theirs.
+    """
+
     depth: int = option(110, "110 or 164 (bottlenecks, 9n + 2); below 44 basic blocks, 6n + 2.", ge=8, le=2000)
 
     @staticmethod
@@ -146,6 +189,12 @@ class PreResNet(OfThisPackage):
 @choice("architecture", "wrn")
 @dataclass
 class WRN(OfThisPackage):
+    """Zagoruyko and Komodakis 2016 (arXiv:1605.07146): images (N, C, H, W) of at least 4x4 -> (N, classes).
+
+    ``depth`` is 6n + 4 layers, ``widen`` multiplies 16, 32 and 64 channels: 28 and 10 are the WRN-28-10 of Garipov
+    et al. 2018. ``dropout`` is a probability.
+    """
+
     depth: int = option(28, "6n + 4.", ge=10, le=2000)
     widen: int = option(10, "Widening factor.", ge=1)
     dropout: float = option(0.0, "Dropout inside every block.", ge=0, lt=1)
@@ -160,6 +209,13 @@ class WRN(OfThisPackage):
 @choice("architecture", "vit")
 @dataclass
 class ViT(OfThisPackage):
+    """Dosovitskiy et al. 2021 (arXiv:2010.11929): images (N, C, H, W) whose sides ``patch`` pixels divide -> (N,
+    classes).
+
+    A small one of no paper's size: (H / patch) * (W / patch) + 1 tokens of ``dim`` numbers, hidden layers of
+    ``mlp_ratio`` * dim units. ``dropout`` is a probability.
+    """
+
     patch: int = option(4, "Side of a patch in pixels; it must divide the image's.", ge=1)
     dim: int = option(192, "Width of the token embeddings; heads must divide it.", ge=1)
     depth: int = option(6, "Transformer blocks.", ge=1, le=1000)
@@ -177,6 +233,8 @@ class ViT(OfThisPackage):
 @choice("architecture", "torchvision")
 @dataclass
 class Torchvision(Architecture):
+    """Any classifier of torchvision, untrained: images (N, 3, H, W) -> (N, classes); see models/external.py."""
+
     model: str = option("resnet18", "Any classifier of torchvision.models, by its name.")
     kwargs: dict[str, Any] = option({}, "Further arguments of that model's builder.")
 
@@ -190,6 +248,10 @@ class Torchvision(Architecture):
 @choice("architecture", "custom")
 @dataclass
 class Custom(Architecture):
+    """Any module: called as the code behind ``target`` says, it takes (N, *in_shape) and answers (N, classes) or
+    what its task reads.
+    """
+
     target: str = option("", "my_package.my_module:build or path/to/file.py:Net, called to make the module.")
     kwargs: dict[str, Any] = option({}, "Arguments of that call; in_shape and classes are passed where it takes them.")
 

@@ -14,12 +14,21 @@ if TYPE_CHECKING:
 
 
 class Optimizer(Name):
+    """SGD with momentum; Adam (Kingma and Ba 2015, arXiv:1412.6980), decay in the gradient; or AdamW (Loshchilov
+    and Hutter 2019, arXiv:1711.05101), decay beside it.
+    """
+
     sgd = "sgd"
     adam = "adam"
     adamw = "adamw"
 
 
 class Schedule(Name):
+    """The learning rate over training, as training/schedules.py computes it: Garipov et al. 2018's
+    (arXiv:1802.10026), half a cosine without restarts (Loshchilov and Hutter 2017, arXiv:1608.03983), steps (He et
+    al. 2016, arXiv:1512.03385), a line to 0, or none.
+    """
+
     constant = "constant"
     garipov = "garipov"
     cosine = "cosine"
@@ -28,11 +37,15 @@ class Schedule(Name):
 
 
 class Every(Name):
+    """Whether the learning rate moves with every gradient step or with every epoch."""
+
     step = "step"
     epoch = "epoch"
 
 
 class Precision(Name):
+    """What float32 matrices are multiplied in; weights and their updates keep their own type."""
+
     float32 = "float32"
     tf32 = "tf32"
     bfloat16 = "bfloat16"
@@ -40,6 +53,20 @@ class Precision(Name):
 
 @dataclass
 class Training:
+    """How a point, or the trained rows of a path, is fitted by minibatches.
+
+    ``epochs``, ``warmup_epochs``: passes over the training split, the latter not only whole ones; ``batch_size``:
+    examples; ``milestones``: fractions of training in (0, 1); ``lr``: the peak, a step's length over its
+    direction's. With a batch of B examples and the point w of a step, (P,), the gradient is of the task's mean loss
+    over the batch + ``weight_decay``/2 |w|^2 (AdamW: without, and ``lr`` * weight_decay * w is taken off besides).
+
+    The lengths are sized for the embedded digits. batch_size, momentum, lr, weight_decay and schedule are those of
+    the VGG16 endpoints of Garipov et al. 2018 (arXiv:1802.10026, and its code); betas and eps Adam's own
+    (arXiv:1412.6980). Recipes of papers are files: conf/endpoints, conf/curve and conf/experiment name each one's
+    source. Label smoothing is that of Szegedy et al. 2016 (arXiv:1512.00567), linear warm-up of Goyal et al. 2017
+    (arXiv:1706.02677).
+    """
+
     epochs: int = option(60, "Passes over the training split.", ge=1)
     batch_size: int = option(128, "Examples of a step; the last short batch of an epoch is used too.", ge=1)
     optimizer: Optimizer = option(Optimizer.sgd, "sgd, adam or adamw.")
@@ -91,6 +118,14 @@ class Training:
     "RUN#* for each that a run holds.",
 )
 class Endpoints(Training):
+    """What endpoints have besides a recipe: their seeds, what is kept of them, and where they come from, if not
+    from training.
+
+    ``seeds``, ``init_seed``, ``data_seed``: whole numbers below 2^31; ``keep_epochs``, ``keep_steps``: counted from
+    0, which is initialisation. Initialisation and data order are told apart as Frankle et al. 2020
+    (arXiv:1912.05671) do: one ``init_seed`` and many data orders is their instability analysis at step 0.
+    """
+
     seeds: list[int] | None = option(
         None, "Seeds of the endpoints; null: 2*seed and 2*seed+1, a pair no other seed shares.", ge=0, le=LARGEST_SEED
     )
