@@ -30,7 +30,7 @@ from modeconn_cli.nearest import nearest_words
 
 if TYPE_CHECKING:
     from modeconn_cli.data.options import Dataset
-    from modeconn_cli.evaluation.options import Ensemble, Interpolation, Uncertainty
+    from modeconn_cli.evaluation.options import Budgets, Ensemble, Interpolation, Uncertainty
     from modeconn_cli.families.options import Curve
     from modeconn_cli.matching.options import Rebasin
     from modeconn_cli.merging.options import Soup
@@ -81,6 +81,7 @@ ROOMS = {
     "soup": "modeconn_cli.merging.options",
     **dict.fromkeys(("fge", "snapshot", "swa", "swag"), "modeconn_cli.training.cycles"),
     "uncertainty": "modeconn_cli.evaluation.options",
+    "budgets": "modeconn_cli.evaluation.options",
     "pipeline": "modeconn_cli.work.options",
     "runtime": "modeconn_cli.work.options",
 }
@@ -221,6 +222,7 @@ class Config:
     interpolation: Interpolation = _group("interpolation", "interpolation", "How a path is evaluated.")
     rebasin: Rebasin = _group("rebasin", "none", "Whether and how the second endpoint is permuted first.")
     ensemble: Ensemble = _group("ensemble", "ensemble", "How averaged predictions are judged.")
+    budgets: Budgets = _group("budgets", "budgets", "What is compared at equal cost.")
     fge: FGE = _group("fge", "fge", "Fast geometric ensembling.")
     soup: Soup = _group("soup", "uniform", "How several networks are made one.")
     snapshot: Snapshot = _group("snapshot", "snapshot", "Snapshot ensembling.")

@@ -156,3 +156,11 @@ class Uncertainty:
         """Raise UserError for what one field cannot say."""
         if self.max is not None and self.max < self.min:
             raise UserError(f"{group}.max={self.max} is less than {group}.min={self.min}.")
+
+
+@choice("budgets", "budgets")
+@dataclass
+class Budgets:
+    methods: list[str] | None = option(None, "What is compared: independent, or names of commands; null: all.")
+    most: int = option(3, "Trainings, of endpoints.epochs each, that are put together at most.", ge=1, le=100)
+    curve_points: int = option(5, "Of a curve: how many of its points, evenly spaced in t, are members.", ge=2, le=1001)

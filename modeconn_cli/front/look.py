@@ -136,7 +136,8 @@ def reproduce(
         typer.Option(help="full: the paper's data and recipe; small: an hour on two cores; smoke: two minutes."),
     ] = "full",
     row: Annotated[
-        list[str] | None, typer.Option(help="Only rows whose name has this in it; may be given again.")
+        list[str] | None,
+        typer.Option(help="Only the row of this name, or rows whose name has it in it; may be given again."),
     ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -168,7 +169,7 @@ def reproduce(
     table = r.chosen(known[name], scale, row or [])
     parts = r.parts(table, scale, overrides or [])
     apart = r.differences(table, scale, overrides or [])
-    session = Session(NAME, dry_run, as_json, quiet, sweep=True)
+    session = Session(table.command or NAME, dry_run, as_json, quiet, sweep=True)
     session.guarded(lambda: session.run([part.job for part in parts]))
     found: list[dict[str, Any]] = []
     if not dry_run:

@@ -42,6 +42,20 @@ class Table:
         return [s for s in SCALES if s in self.content["scales"]]
 
     @property
+    def command(self) -> str | None:
+        """What runs its rows; None: a whole experiment, path by path."""
+        return self.content.get("command")
+
+    def statistics(self, row: dict[str, Any], method: str) -> list[str]:
+        """Of the published cells that a method, or the one it stands beside, has in a row."""
+        of = self.content["methods"][method].get("beside", method)
+        return [
+            *dict.fromkeys(
+                c["statistic"] for c in self.published if (_row_name(c), c["method"]) == (_row_name(row), of)
+            )
+        ]
+
+    @property
     def landed(self) -> list[str]:
         """The methods that can be run."""
         return [m for m, entry in self.content["methods"].items() if "needs" not in entry]
@@ -67,12 +81,15 @@ def tables() -> dict[str, Table]:
 
 @dataclass
 class Part:
-    """One configuration of a table's scale: the row it stands for, and the methods whose cells it fills."""
+    """One configuration of a table's scale: the row it stands for, and the methods and statistics that it fills.
+
+    directories: of finished paths, by "segment" and "curve"; and of all that is finished, by "all".
+    """
 
     row: dict[str, Any]
-    methods: list[str]
+    fills: list[tuple[str, str]]
     job: Job
-    directories: dict[str, list[str]] = field(default_factory=dict)  # of finished paths, by "segment" and "curve"
+    directories: dict[str, list[str]] = field(default_factory=dict)
 
 
 def chosen(table: Table, scale: str, names: Sequence[str]) -> Table:
@@ -84,7 +101,7 @@ def chosen(table: Table, scale: str, names: Sequence[str]) -> Table:
     if scale not in table.scales:
         raise UserError(f"{table.name} has no scale {scale!r}: choose from {', '.join(table.scales)}.")
     level = table.content["scales"][scale]
-    rows = [r for r in level["rows"] if not names or any(n in _row_name(r) for n in names)]
+    rows = [r for r in level["rows"] if not names or any(_is_named(r, n, level["rows"]) for n in names)]
     for name in names:
         if not any(name in _row_name(r) for r in level["rows"]):
             raise UserError(
@@ -92,6 +109,12 @@ def chosen(table: Table, scale: str, names: Sequence[str]) -> Table:
             )
     scales = {**table.content["scales"], scale: {**level, "rows": rows}}
     return Table(table.name, {**table.content, "scales": scales})
+
+
+def _is_named(row: dict[str, Any], name: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether a row is called so, or where none is, has the name in its own."""
+    exact = any(_row_name(r) == name for r in rows)
+    return _row_name(row) == name if exact else name in _row_name(row)
 
 
 def parts(table: Table, scale: str, more: Sequence[str]) -> list[Part]:
@@ -105,16 +128,21 @@ def parts(table: Table, scale: str, more: Sequence[str]) -> list[Part]:
     found = []
     level = table.content["scales"][scale]
     for row in level["rows"]:
-        together: dict[tuple[str, ...], list[str]] = {}
+        together: dict[tuple[str, ...], list[tuple[str, str]]] = {}
         for method in table.landed:
-            together.setdefault(tuple(table.content["methods"][method]["overrides"]), []).append(method)
+            for statistic in table.statistics(row, method):
+                own = [
+                    *table.content["methods"][method].get("overrides", []),
+                    *row.get("statistics", {}).get(statistic, []),
+                ]
+                together.setdefault(tuple(own), []).append((method, statistic))
         plain = together.get((), [])
-        if len(together) > 1 and plain and all(table.content["methods"][m]["of"] == "ends" for m in plain):
+        if len(together) > 1 and plain and all(table.content["methods"][m].get("of") == "ends" for m, _ in plain):
             together.pop(())  # the ends are measured by every other job too
             together[next(iter(together))] += plain
-        for overrides, methods in together.items():
+        for overrides, fills in together.items():
             (job,) = compose([*row["overrides"], *level["overrides"], *overrides, *more])
-            found.append(Part(row, methods, job))
+            found.append(Part(row, fills, job))
     return found
 
 
@@ -131,7 +159,15 @@ def differences(table: Table, scale: str, more: Sequence[str]) -> dict[str, list
         pair = []
         for r, common, extra in ((own[name], full["overrides"], []), (row, level["overrides"], list(more))):
             (job,) = compose([*r["overrides"], *common, *extra])
-            groups = ("dataset", "architecture", "endpoints", "curve", "interpolation", "pipeline")
+            groups = (
+                "dataset",
+                "architecture",
+                "endpoints",
+                "curve",
+                "interpolation",
+                "pipeline",
+                *table.content.get("groups", []),
+            )
             tree = {k: v for k, v in plain(job.config).items() if k in groups}
             pair.append(flatten(tree))
         skipped = (
@@ -167,7 +203,11 @@ def cells(table: Table, scale: str, done: Sequence[Part], faithful: bool) -> lis
         name = _row_name(cell)
         if name not in rows:
             continue
-        ours = _ours(table, cell, [p for p in done if _row_name(p.row) == name and cell["method"] in p.methods])
+        ours = _ours(
+            table,
+            cell,
+            [p for p in done if _row_name(p.row) == name and (cell["method"], cell["statistic"]) in p.fills],
+        )
         published = float(cell["value"]) if cell["value"] else None
         entry = methods.get(cell["method"], {})
         found.append(
@@ -198,6 +238,8 @@ def _ours(table: Table, cell: dict[str, str], done: Sequence[Part]) -> list[floa
     metric = table.content["metrics"].get(cell["metric"])
     if "needs" in entry or metric is None:
         return None
+    if "table" in entry:
+        return _of_rows(entry, metric, cell["statistic"], done)
     values = []
     for part in done:
         for folder in part.directories.get(entry["path"], []):
@@ -222,9 +264,25 @@ def _ours(table: Table, cell: dict[str, str], done: Sequence[Part]) -> list[floa
     return values or None
 
 
+def _of_rows(entry: dict[str, Any], metric: dict[str, Any], statistic: str, done: Sequence[Part]) -> list[float] | None:
+    """A column of those rows of a run's table whose cells are as ``where`` says, and ``by`` as the statistic counts."""
+    where = {**entry["where"], **({entry["by"]: statistic.partition("_")[0]} if "by" in entry else {})}
+    values = []
+    for file in (Path(f) / entry["table"] for part in done for f in part.directories.get("all", [])):
+        if not file.is_file():
+            continue
+        with open(file, newline="", encoding="utf-8") as f:
+            for row in csv.DictReader(f):
+                if all(row[k] == str(v) for k, v in where.items()) and row[metric["column"]]:
+                    x = float(row[metric["column"]])
+                    values.append(100 - x if metric.get("accuracy") else x)
+    return values or None
+
+
 def note_directories(part: Part, stages: Sequence[dict[str, Any]]) -> None:
-    """Keep where a part's finished paths are, from the rows of its plan."""
+    """Keep where a part's finished runs are, from the rows of its plan."""
     finished = [Found(Path(r["directory"])) for r in stages if r["status"] not in ("failed", "skipped")]
+    part.directories["all"] = [str(run.folder) for run in finished]
     paths = [run for run in finished if run.kind == "path"]
     part.directories[str(PathOf.segment)] = [str(run.folder) for run in paths if not stands_on_curve(run)]
     part.directories[str(PathOf.curve)] = [str(run.folder) for run in paths if stands_on_curve(run)]

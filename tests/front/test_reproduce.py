@@ -59,7 +59,7 @@ def test_every_table_composes_at_every_scale_and_names_published_rows(name: str,
         for part in ({"methods": one_method}, {"scales": {**table.content["scales"], **one_row}}):
             found = reproduce.parts(reproduce.Table(table.name, {**table.content, **part}), scale, [])
             assert found
-            assert all(f.methods for f in found)
+            assert all(f.fills for f in found)
     else:
         assert "can be run yet" in refused("reproduce", name, "--scale", scale)
 
