@@ -20,7 +20,7 @@ LONG = "# long: "  # with a reason, among the first lines of a file or a functio
 LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 # Names of stages that are also settings' groups, or keys of an answer in JSON: as a word alone they may stand anywhere.
-ALSO_OTHERWISE = {"rebasin", "plot", "ensemble", "fge", "snapshot", "soup", "swa", "swag", "uncertainty"}
+ALSO_OTHERWISE = {"rebasin", "plot", "budgets", "ensemble", "fge", "snapshot", "soup", "swa", "swag", "uncertainty"}
 
 
 def name(file: Path) -> str:

@@ -51,6 +51,7 @@ COMMANDS = [
     "report",
     "gather",
     "ensemble",
+    "budgets",
     "fge",
     "soup",
     "snapshot",
