@@ -228,7 +228,8 @@ class Budgets(Stage):
         return self.context.label
 
     def fields(self) -> dict[str, Any]:
-        return {"budgets": {"methods": [*dict.fromkeys(line.method for line in self.lines)]}}
+        methods = [*dict.fromkeys(line.method for line in self.lines)]
+        return {"budgets": {"methods": methods}, "ensemble": {"bins": self.context.config.ensemble.bins}}
 
     def compute(self, run: Run) -> Result:
         rows = [

@@ -411,6 +411,7 @@ FINGERPRINTS = {
     "snapshot/_snapshot": "a557c15c9a5ebab0",
     "swa/_swa": "ba58fa47ab50c76e",
     "swag/_swag": "f0440227d3e07192",
+    "budgets/_budgets": "94a787faa534b4b6",
     "uncertainty/_uncertainty": "d43098fd9f22b5ae",
     "runtime/_runtime": "3566fa39d90ca715",
 }
