@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modeconn_cli.evaluation.statistics import estimable, norm_layers, reestimate
+from modeconn_cli.evaluation.spectral import vector_names
+from modeconn_cli.evaluation.statistics import estimable, norm_layers, reestimate, statistics_names
 from modeconn_cli.weights import FlatModule
 
 
@@ -181,6 +182,30 @@ class Frozen(nn.Module):
 
     def forward(self, x):
         return self.free(self.held(x))
+
+
+def test_a_norm_without_statistics_is_left_to_normalise_by_itself():
+    """Beside one that has them; in evaluation mode it takes those of its input, too."""
+    first, own = nn.InstanceNorm2d(2), nn.BatchNorm2d(2, track_running_stats=False)
+    tracked = nn.BatchNorm2d(2)
+    x = 3 * torch.randn(6, 2, 4, 4) + 1
+    reestimate(FlatModule(nn.Sequential(first, own, tracked)), [x])
+    mean, variance = exact([own(first(x))])
+    torch.testing.assert_close(tracked.running_mean.double(), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tracked.running_var.double(), variance, rtol=1e-5, atol=1e-6)
+
+
+def test_one_value_a_channel_has_no_variance():
+    with pytest.raises(ValueError, match="no variance"):
+        reestimate(FlatModule(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))), [torch.ones(1, 3)])
+
+
+def test_statistics_of_a_layer_with_two_names_go_by_both():
+    norm, spectral = nn.BatchNorm1d(3), nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+    module = nn.ModuleDict({"a": norm, "b": norm, "c": spectral, "d": spectral})
+    names = {*statistics_names(module, [norm]), *vector_names(module)}
+    assert names == {k for k in module.state_dict() if not k.endswith(("weight", "bias", "original"))}
+    assert len(names) == 10
 
 
 def test_frozen_norms_keep_their_statistics():
