@@ -204,6 +204,7 @@ def test_a_derivative_without_breaks_is_enough():
             return Bezier(3).coefficients(u_td)
 
         def derivative(self, u_td):
+            assert u_td.shape[1:] == (1,)
             return Bezier(3).derivative(u_td)
 
     squared, t = differences_gram(control_points(Cubic(), 0)), np.linspace(0, 1, 5)
