@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from modeconn_cli.matching.options import Searched
 
 States = Sequence[Mapping[str, Tensor]]
-RESTARTS = 3
 Watch = Callable[[int, float], None]  # round, objective; it may raise to stop
 
 
@@ -42,9 +41,9 @@ def match_all(
         given.check()
 
     here = [given.parameters(i) for i in range(len(given.states))]
-    restarts = RESTARTS if options.restarts is None else options.restarts
-    found = method(given.symmetry, here, given.names, options.sweeps, restarts, options.seed, watch, given.memory)
-    return AllMatched(*found)
+    asked: dict[str, Any] = {} if options.restarts is None else {"restarts": options.restarts}
+    asked |= {"rounds": options.sweeps, "seed": options.seed, "watch": watch, "memory": given.memory}
+    return AllMatched(*method(given.symmetry, here, given.names, **asked))
 
 
 def merge_many(
@@ -52,7 +51,7 @@ def merge_many(
     states: States,
     parameters: Sequence[str],
     rounds: int = 100,
-    restarts: int = RESTARTS,
+    restarts: int = 3,
     seed: int = 0,
     watch: Watch = lambda step, objective: None,
     memory: Memory = NO_MEMORY,
@@ -122,7 +121,7 @@ def cycle_consistent(
     states: States,
     parameters: Sequence[str],
     rounds: int = 100,
-    restarts: int = RESTARTS,
+    restarts: int = 6,
     seed: int = 0,
     watch: Watch = lambda step, objective: None,
     memory: Memory = NO_MEMORY,
@@ -138,8 +137,8 @@ def cycle_consistent(
     Args:
         rounds: most steps of one start.
         restarts: starts after the first, which is no permutation, as in the paper: matrices that prefer none, but for
-            the first network's (were all such, none would have a gradient). Later ones begin at the best so far, half
-            of whose matrices are each mixed with a random permutation: that finds more than other random starts do.
+            the first network's (were all such, none would have a gradient). Later ones begin at the best so far, but
+            for one network, drawn each time, whose matrices prefer little: that finds more than other starts do.
         memory: as of :func:`merge_many`.
 
     Returns:
@@ -153,8 +152,7 @@ def cycle_consistent(
         if start == 1:
             first[1:] = [[torch.full_like(m, 1 / len(m)) for m in each] for each in first[1:]]
         elif start:
-            best = max(found, key=lambda f: f[1][-1])[0]
-            first = [[_shaken(torch.eye(len(p))[p], rng) for p in each] for each in best]
+            first = _one_taken_out(max(found, key=lambda f: f[1][-1])[0], rng)
         nearest, climbed = _frank_wolfe(symmetry, states, parameters, rounds, first, watch)
         permutations, settled = _to_the_others(symmetry, states, parameters, nearest, rng, rounds, watch)
         found.append((permutations, [*climbed, *settled]))
@@ -163,10 +161,18 @@ def cycle_consistent(
     return _from_the_first(symmetry, permutations), objective
 
 
-def _shaken(matrix: Tensor, rng: np.random.Generator) -> Tensor:
-    """A permutation matrix as it is, or as often its mean with a random one."""
-    other = torch.eye(len(matrix))[torch.from_numpy(rng.permutation(len(matrix)))]
-    return torch.lerp(matrix, other, 0.5) if rng.random() < 0.5 else matrix
+def _one_taken_out(permutations: list[list[Tensor]], rng: np.random.Generator) -> list[list[Tensor]]:
+    """Permutations as matrices, but for one network, whose own are uniform but for a twentieth, a random permutation.
+
+    All others hold still at first, so that it finds its place among them once more, and then all move.
+    """
+    first = [[torch.eye(len(p))[p] for p in each] for each in permutations]
+    taken = int(rng.integers(len(first)))
+    first[taken] = [
+        torch.lerp(torch.full_like(m, 1 / len(m)), m[torch.from_numpy(rng.permutation(len(m)))], 0.05)
+        for m in first[taken]
+    ]
+    return first
 
 
 def _frank_wolfe(

@@ -100,7 +100,9 @@ class Searched(Method):
     """A search by assignments, from several starts."""
 
     restarts: int | None = option(
-        None, "Starts after the first; null: 8 for weight (1 where a layer is wider than 1024), else 3.", ge=0
+        None,
+        "Starts after the first; null: 8 for weight (1 where a layer is wider than 1024), 6 for c2m3, else 3.",
+        ge=0,
     )
     sweeps: int = option(100, "Most sweeps over the groups of one start.", ge=1)
     seed: int = option(0, "Of random starts, orders and batches.", ge=0, le=LARGEST_SEED)
@@ -217,7 +219,7 @@ class CycleConsistent(Searched, Together):
     title: ClassVar[str] = "C2M3's Frank-Wolfe"
 
     def own(self) -> dict[str, Any]:
-        return {**super().own(), "later_starts": "from the best"}  # which were random permutations before
+        return {**super().own(), "later_starts": "the best, one network anew"}  # which were random permutations before
 
     def match_all(self, given: Given) -> AllMatched:
         from modeconn_cli.matching.many import cycle_consistent, match_all

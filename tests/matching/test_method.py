@@ -35,7 +35,7 @@ def test_methods_are_told_apart_by_what_they_permute() -> None:
         ),
         (
             ["rebasin=c2m3", "rebasin.steps=7", "rebasin.seed=2"],
-            {"seed": 2, "later_starts": "from the best"},
+            {"seed": 2, "later_starts": "the best, one network anew"},
         ),
     ],
 )

@@ -48,13 +48,27 @@ def test_further_starts_of_many_begin_at_other_networks(method: Any, plain: int)
     assert begun[plain:] != [objective[0] for _, objective in other.found][plain:]
 
 
-def test_what_begins_at_the_best_so_far_is_doubly_stochastic_and_elsewhere() -> None:
+def test_what_begins_at_the_best_so_far_is_there_but_for_one_network() -> None:
     rng = np.random.default_rng(0)
-    shaken = [many._shaken(torch.eye(9), rng) for _ in range(40)]
-    assert all(torch.allclose(m.sum(d), torch.ones(9)) for m in shaken for d in (0, 1))
-    moved = [m for m in shaken if not torch.equal(m, torch.eye(9))]
-    assert 10 < len(moved) < 30
-    assert len({str(m.tolist()) for m in moved}) == len(moved)
+    best = [[torch.from_numpy(rng.permutation(n)) for n in (9, 5)] for _ in range(3)]
+    taken: list[int] = []
+    drawn = set()
+    for _ in range(40):
+        begun = many._one_taken_out(best, rng)
+        assert all(torch.allclose(m.sum(d), torch.ones(len(m))) for each in begun for m in each for d in (0, 1))
+        at = [
+            [torch.equal(m, torch.eye(len(m))[p]) for m, p in zip(*x, strict=True)]
+            for x in zip(begun, best, strict=True)
+        ]
+        (away,) = [i for i, each in enumerate(at) if each != [True, True]]
+        assert at[away] == [False, False]
+        for m in begun[away]:
+            assert float(m.min()) == pytest.approx(0.95 / len(m))
+            assert float(m.max()) == pytest.approx(0.05 + 0.95 / len(m))
+        taken.append(away)
+        drawn.add(str([m.tolist() for m in begun[away]]))
+    assert sorted(set(taken)) == [0, 1, 2]
+    assert len(drawn) == 40
 
 
 def test_further_starts_of_weight_matching_shuffle_most_groups() -> None:
