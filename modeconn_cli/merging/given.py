@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modeconn_cli.families.base import Array
-from modeconn_cli.merging.vectors import Parts
+from modeconn_cli.merging.vectors import Parts, wide
 
 # Of a network on the validation split, lower being better: a column's mean, and the loss, which tells equal ones apart.
 Score = tuple[float, float]
@@ -73,7 +73,7 @@ class Given:
         found = torch.empty_like(self.points[0])
         for start in range(0, len(found), 1 << 20):
             part = slice(start, start + (1 << 20))
-            found[part] = sum(a * w[part].double() for a, w in used)
+            found[part] = sum(a * wide(w[part]) for a, w in used)
         return found
 
     def weighted(self, weights: Array, **note: Any) -> Merging:

@@ -17,6 +17,11 @@ Parts = Callable[[Tensor], Sequence[Tensor]]  # a (P,) vector's tensors, as view
 STRAIGHT = 1e-6  # an angle's sine, below which a great circle is a straight line or anyone's
 
 
+def wide(v: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has none."""
+    return (v.cpu() if v.device.type == "mps" else v).double()
+
+
 def added(T_np: Tensor) -> Tensor:
     """The sum of task vectors, (P,): task arithmetic (Ilharco et al. 2023, arXiv:2212.04089)."""
     return T_np.sum(0)
@@ -72,8 +77,7 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     Of two norms it keeps either only where they are the same. Where there is no one arc, between parallel or opposite
     vectors or from zero, it is the straight line's (1 - t) a + t b.
     """
-    wide = [torch.view_as_real(v) if v.is_complex() else v for v in (a, b)]
-    x, y = (v.reshape(-1).double() for v in wide)
+    x, y = (wide(torch.view_as_real(v) if v.is_complex() else v).reshape(-1) for v in (a, b))
     norms = x.norm() * y.norm()
     angle = math.acos(min(1.0, max(-1.0, float(x @ y / norms)))) if norms > 0 else 0.0
     if math.sin(angle) < STRAIGHT:

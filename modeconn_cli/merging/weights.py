@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeconn_cli.merging.given import Given, Merging
+from modeconn_cli.merging.vectors import wide
 
 Array = NDArray[np.float64]
 ALIKE = 1e-10  # of all squared errors: differences between networks that are rounding
@@ -102,7 +103,7 @@ def learned(given: Given, affine: bool, steps: int, lr: float) -> Merging:
         found.append((loss, a))
         if step == steps:
             break
-        da = np.array([float(g.double() @ w.double()) for w in given.points])
+        da = np.array([float(wide(g) @ wide(w)) for w in given.points])
         db = da - da.mean() if affine else a * (da - a @ da)
         m, v = 0.9 * m + 0.1 * db, 0.999 * v + 0.001 * db**2
         b = b - lr * (m / (1 - 0.9 ** (step + 1))) / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-12)

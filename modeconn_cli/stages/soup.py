@@ -19,6 +19,7 @@ from modeconn_cli.matching.options import Method, Together
 from modeconn_cli.merging.given import Given, Merging
 from modeconn_cli.merging.judge import Judge
 from modeconn_cli.merging.options import Every, Merge, ways
+from modeconn_cli.merging.vectors import wide
 from modeconn_cli.results import Result, Table
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import rechosen
@@ -314,7 +315,7 @@ class Souped(Endpoint):
                 {
                     "network": network.short_name,
                     **({"weight": weights[k - 1]} if weights else {}),
-                    "distance": float((ends[1].double() - ends[0].double()).norm()),
+                    "distance": float((wide(ends[1]) - wide(ends[0])).norm()),
                     "barrier": barrier["value"],
                     "low": barrier["low"],
                     "high": barrier["high"],

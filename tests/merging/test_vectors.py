@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import nn
 
 from modeconn_cli.merging import vectors as V
+from modeconn_cli.weights import FlatModule
 
 NUMBERS = st.floats(-4, 4).map(lambda x: round(x, 3))
 
@@ -139,3 +141,37 @@ def test_complex_numbers_are_their_real_and_imaginary_parts():
     a, b = torch.tensor([1 + 2j, 3 - 1j]), torch.tensor([0 + 1j, -2 + 1j])
     flat = V.slerp(torch.view_as_real(a).flatten(), torch.view_as_real(b).flatten(), 0.3)
     torch.testing.assert_close(torch.view_as_real(V.slerp(a, b, 0.3)).flatten(), flat)
+
+
+WAYS = {
+    "ties": lambda T, flat: V.ties(T, 0.3, flat.size),
+    "dare": lambda T, flat: V.added(V.dropped(T, 0.5, 3, flat.views)),
+    "dare and signs": lambda T, flat: V.elected(V.dropped(T, 0.5, 3, flat.views)),
+    "slerp": lambda T, flat: V.slerp(T[0], T[1], 0.3),
+    "slerp by tensor": lambda T, flat: V.slerp_by_parts(T[0], T[1], 0.3, flat.views),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_how_a_device_lays_out_weights_changes_nothing(way):
+    """As on a GPU: tensors begin at multiples of 128, convolutions lie channels-last."""
+
+    def merged(**layout):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(27, 4)).double()
+        flat = FlatModule(module, **layout)
+        generator = torch.Generator().manual_seed(1)
+        states = [
+            {
+                n: torch.randn(s, generator=generator, dtype=torch.float64)
+                for n, s in zip(flat.names, flat.shapes, strict=True)
+            }
+            for _ in range(3)
+        ]
+        found = WAYS[way](torch.stack([flat.flatten(s) for s in states]), flat)
+        return flat.named(found), float(found.abs().sum())
+
+    (plain, total), (padded, padded_total) = merged(alignment=1), merged(alignment=128, channels_last=True)
+    for name, value in plain.items():
+        torch.testing.assert_close(padded[name], value)
+    assert padded_total == pytest.approx(total)  # nothing between the tensors
