@@ -120,6 +120,11 @@ def refusal(asked: Context, context: Context, networks: Sequence[Endpoint], pare
     return None
 
 
+def count_of(networks: Sequence[Endpoint]) -> str:
+    """As "3 networks"."""
+    return f"{len(networks)} network" + ("" if len(networks) == 1 else "s")
+
+
 def parent_of(context: Context) -> Endpoint | None:
     """The network that all were trained on from, by soup.parent or endpoints.init_from."""
     options = context.config.endpoints
@@ -155,7 +160,11 @@ class Souped(Endpoint):
         way = context.config.soup
         assert isinstance(way, Merge)
         self.way = way
-        self.short_name = f"{way.title or way.method} of {', '.join(n.short_name for n in self.networks)}"
+        self.short_name = f"{self._title} of {', '.join(n.short_name for n in self.networks)}"
+
+    @property
+    def _title(self) -> str:
+        return self.way.title or self.way.method
 
     @property
     def label(self) -> str:
@@ -218,7 +227,7 @@ class Souped(Endpoint):
         between = [named.get(k, Column(k, k)) for k in BETWEEN if k in lines[0]]
         return replace(
             result,
-            title=self.short_name,
+            title=f"{self._title} of {count_of(self.networks)}",  # without seeds, which are averaged over
             metrics=figures,
             columns=columns,
             tables=[
@@ -342,6 +351,6 @@ class Compared(Stage):
 
     def compute(self, run: Run) -> Result:
         found = [Result.read(s.result.folder) for s in self.soups]
-        rows = [{"soup": s.way.title or s.way.method, **f.metrics} for s, f in zip(self.soups, found, strict=True)]
+        rows = [{"soup": s._title, **f.metrics} for s, f in zip(self.soups, found, strict=True)]
         columns = [Column("soup", "soup"), *found[0].columns]
         return Result("Soups", tables=[Table("soups.csv", "Every soup of these networks", columns, rows)])

@@ -139,6 +139,10 @@ class PathPredicted(Stage):
     def made_from(self) -> Sequence[Path]:
         return [self.path.run.folder]
 
+    @property
+    def shaped_by(self) -> list[str]:
+        return self.path.run.groups
+
     def fields(self) -> dict[str, Any]:
         files = [n.file for n in self.path.networks] + [e.folder / CHECKPOINT for e in self.path.ends]
         asked = self.context.config.interpolation
@@ -167,7 +171,7 @@ class PathPredicted(Stage):
         if sum(v.numel() for v in kept.values()) * 4 > WHOLE_BYTES:
             kept = {k: v.half() if v.dtype == torch.float32 else v for k, v in kept.items()}
         write_state(run, PREDICTIONS, kept)
-        return Result(f"predictions along {self.path.run.name}", more={"t": self.t.tolist()})
+        return Result(f"predictions along the {self.path.family}", more={"t": self.t.tolist()})
 
     def predictions(self) -> Kept:
         return read_state(self.result.folder / PREDICTIONS)
@@ -225,6 +229,10 @@ class Uncertain(Stage):
     def label(self) -> str:
         return self.path.label
 
+    @property
+    def shaped_by(self) -> list[str]:
+        return [*dict.fromkeys([*self.path.shaped_by, *super().shaped_by])]
+
     def made_from(self) -> Sequence[Path]:
         return [] if self.keeps else self.path.made_from()
 
@@ -254,7 +262,7 @@ class Uncertain(Stage):
         columns = [Column("count", "number", digits=0), *first.columns]
         pictures = self._pictures(run, judged, ranked, rows)
         return Result(
-            f"uncertainty along {self.path.path.run.name}",
+            f"uncertainty along the {self.path.path.family}",
             {k: v for k, v in figures[0].items() if isinstance(v, float)},
             first.columns,
             [

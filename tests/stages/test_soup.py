@@ -83,6 +83,7 @@ def test_one_table_has_every_soup(lab: tuple[Path, dict[str, Any], str], monkeyp
     assert "Every soup of these networks" in ok("report", "--json").out or (root / "outputs" / "report.html").exists()
     gathered = ok("gather", "outputs/soup/*", "--metric", "barrier", "--json").json["rows"]
     assert {row["soup.method"] for row in gathered} >= {"uniform", "ties", "slerp"}
+    assert {row["path"] for row in gathered} >= {"TIES of 2 networks", "SLERP of 2 networks"}
 
 
 def test_a_soup_is_an_endpoint_by_reference(

@@ -100,6 +100,9 @@ def test_another_question_costs_no_forward_pass(lab: tuple[Path, str], monkeypat
     one, other = (folders(a)["uncertainty"] / "uncertainty.csv" for a in (first, without))
     assert one != other
     assert one.read_bytes() == other.read_bytes()
+    for answer in (first, without):
+        groups = json.loads((folders(answer)["uncertainty"] / "provenance.json").read_text())["groups"]
+        assert {"dataset", "architecture", "endpoints", "curve", "interpolation", "uncertainty"} <= {*groups}
     planned = ok(*asked, "uncertainty.by=aleatoric", "--dry-run").json["stages"]
     assert [r["status"] for r in planned] == ["cached", "run"]
 
