@@ -24,7 +24,8 @@ from modeconn_cli.tasks.base import Task
 from modeconn_cli.training.averages import Average
 from modeconn_cli.training.cycles import Cycles
 from modeconn_cli.training.loop import Trainer, steps_per_epoch
-from modeconn_cli.training.recipe import recipe
+from modeconn_cli.training.precision import arithmetic
+from modeconn_cli.training.recipe import Precision, recipe
 from modeconn_cli.weights import FlatModule
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.fitting import fit
@@ -102,7 +103,7 @@ class Gathered:
             return
         module = self.evaluator.net.module
         trainer.require_finite()
-        with modes_kept(module), rest_kept(module):
+        with arithmetic(Precision.float32), modes_kept(module), rest_kept(module):
             self.evaluator.reestimate()
             found = self.evaluator.score(self.evaluator.splits["test"]).means
         at = {"step": trainer.step, "epoch": trainer.step / trainer.steps_per_epoch, "lr": trainer.lr}

@@ -63,7 +63,7 @@ class SWAG(AveragedWeights):
         of_mean, table, said = self.written(run, net, gathered)
         gaussian = gathered.average
         assert isinstance(gaussian, Gaussian)
-        kind = net.point.dtype
+        kind = torch.promote_types(net.point.dtype, torch.float32)
         mean, variance = (v.to("cpu", kind) for v in (gaussian.mean, gaussian.variance(self.options.floor)))
         parts = {"mean": mean, "variance": variance}
         parts |= {f"deviation.{k}": row for k, row in enumerate(gaussian.deviations)}

@@ -59,7 +59,8 @@ class Gaussian(Average):
         super().add(w_p)
         wide = w_p.to(self.mean.dtype)
         self.square.lerp_(wide.square(), self.share)
-        self._deviations = [*self._deviations, (wide - self.mean).to("cpu", w_p.dtype)][-self.rank :]
+        kind = torch.promote_types(w_p.dtype, torch.float32)
+        self._deviations = [*self._deviations, (wide - self.mean).to("cpu", kind)][-self.rank :]
 
     @property
     def deviations(self) -> Tensor:

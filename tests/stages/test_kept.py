@@ -85,6 +85,15 @@ def test_the_rate_and_the_test_split_are_traced(lab: tuple[Path, dict[str, Answe
     assert [float(r["lr"]) for r in last] == pytest.approx([0.01, 0.05] * 3)
 
 
+def test_measuring_on_the_way_changes_nothing(lab: tuple[Path, dict[str, Answer]]) -> None:
+    root, answers = lab
+    untraced = folders(ok("fge", *NORMS, *COMMANDS["fge"], "fge.trace=0", f"runtime.output_dir={root}", "--json"))[
+        "fge"
+    ]
+    for file in ("member-1.safetensors", "member-3.safetensors", "members.csv", "metrics.csv"):
+        assert (untraced / file).read_bytes() == (folders(answers["fge"])["fge"] / file).read_bytes(), file
+
+
 def test_members_have_statistics_of_their_own_weights(lab: tuple[Path, dict[str, Answer]]) -> None:
     run = folders(lab[1]["fge"])["fge"]
     first, last = (load_file(run / f"member-{k}.safetensors") for k in (1, 3))

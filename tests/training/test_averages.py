@@ -81,3 +81,13 @@ def test_one_sample_is_the_formula() -> None:
     found = gaussian_sample(mean, variance, D, torch.tensor([1.0, -1]), torch.tensor([1.0, 2, 3]))
     wanted = [1 + 2 / 2**0.5 + (1 + 3) / 4**0.5, 2 - 3 / 2**0.5 + (4 + 3) / 4**0.5]
     assert found.tolist() == pytest.approx(wanted)
+
+
+def test_points_in_half_precision_are_averaged_in_more() -> None:
+    found = Gaussian(torch.zeros(1, dtype=torch.float16), 2)
+    for w in (1.0, 1.001, 1.002):
+        found.add(torch.tensor([w], dtype=torch.float16))
+    exact = torch.tensor([1.0, 1.001, 1.002], dtype=torch.float16).double()
+    assert float(found.mean) == pytest.approx(float(exact.mean()), rel=1e-12)
+    assert found.deviations.dtype == torch.float32
+    assert float(found.deviations[-1]) == pytest.approx(float(exact[2] - exact.mean()), rel=1e-6)

@@ -701,6 +701,20 @@ def test_the_loop_moves_with_the_schedules_rate(make_data):
     assert spare.tolist() == pytest.approx([0.7 * math.prod(1 - 0.5 * lr for lr in wanted)] * 3, rel=1e-12)
 
 
+def test_the_loop_moves_with_a_schedule_that_it_is_given(make_data):
+    """By the step's number, whatever the recipe says, up and down."""
+    data, net = make_data(), FlatModule(with_unused())
+    recipe = constant(momentum=0.0, weight_decay=0.5, epochs=2, schedule=Schedule.linear, warmup_epochs=1)
+    wanted, seen = [0.3, 0.1, 0.3, 0.2, 0.4, 0.1], []
+    rows = net.point[None]
+    trainer = Trainer(net, Point(), rows, slice(0, 1), Classify(data), recipe, 0, schedule=wanted.__getitem__)
+    trainer.run(lambda t: seen.append(t.lr))
+    assert seen == wanted
+    assert [row["lr"] for row in trainer.rows] == [0.3, 0.1]
+    spare = net.named(net.point)["spare"]
+    assert spare.tolist() == pytest.approx([0.7 * math.prod(1 - 0.5 * lr for lr in wanted)] * 3, rel=1e-12)
+
+
 # ----------------------------------------------------------------------------------------- stopping, resuming
 
 
