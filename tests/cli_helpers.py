@@ -102,6 +102,7 @@ def compose(*overrides: str, config_dir: str | None = None) -> settings.Config:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing, for tests that make many runs and look at none of their pictures."""
     monkeypatch.setattr("modeconn_cli.stages.plot.write_figure", draw_nothing)
+    monkeypatch.setattr("modeconn_cli.stages.kept.draw", lambda file, *about: file.write_bytes(b"none"))
 
 
 def draw_nothing(folders: Sequence[Path], files: Mapping[str, Path]) -> None:

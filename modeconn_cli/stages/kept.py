@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,9 +31,6 @@ from modeconn_cli.weights import FlatModule
 from modeconn_cli.work.context import Context
 from modeconn_cli.work.fitting import fit
 from modeconn_cli.work.stage import Stage
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TRACE = "trace.csv"
 
@@ -215,8 +213,7 @@ class Kept(Stage):
             return []
         run.write_rows(TRACE, gathered.rows)
         with run.writing("trace.png") as file:
-            figure = _picture(gathered.rows, self.cycles, self.steps, self.context.task, f"{self.title}, {self.label}")
-            figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+            draw(file, gathered.rows, self.cycles, self.steps, self.context.task, f"{self.title}, {self.label}")
         return ["trace.png"]
 
 
@@ -225,7 +222,7 @@ def member_file(number: int) -> str:
     return f"member-{number}.safetensors"
 
 
-def _picture(rows: Sequence[Mapping[str, float]], cycles: Cycles, steps: int, task: Task, heading: str) -> Figure:
+def draw(file: Path, rows: Sequence[Mapping[str, float]], cycles: Cycles, steps: int, task: Task, heading: str) -> None:
     """Rate and test figure by epochs, members marked; the epochs count those of the training before."""
     from matplotlib.figure import Figure
 
@@ -246,4 +243,4 @@ def _picture(rows: Sequence[Mapping[str, float]], cycles: Cycles, steps: int, ta
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(heading, fontsize=10, parse_math=False)
-    return figure
+    figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
