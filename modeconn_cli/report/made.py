@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence
 
 from modeconn_cli.report.gather import varied
 from modeconn_cli.report.markup import Markup, row, table, tag
+from modeconn_cli.results import SUMMARY
 from modeconn_cli.runs.find import Found
+
+
+def done_by(run: Found) -> str:
+    """What made a run: its stage, or of a network that came from a file or a run that it was read from there."""
+    summary = run.read(SUMMARY)
+    is_read = run.kind == "endpoint" and "file" in summary
+    return f"reading {summary.get('name', summary['file'])}" if is_read else run.stage
 
 
 def commands(behind: Sequence[Found]) -> list[Markup]:
@@ -15,7 +23,7 @@ def commands(behind: Sequence[Found]) -> list[Markup]:
     for run in sorted(behind, key=lambda r: str(r.read("DONE").get("finished", ""))):
         command = run.read("provenance.json").get("command")
         if command:
-            made.setdefault(str(command), []).append(run.stage)
+            made.setdefault(str(command), []).append(done_by(run))
     several = len(made) > 1
     return [
         tag(
@@ -45,7 +53,7 @@ def provenance(behind: Sequence[Found], caption: str) -> list[Markup]:
         finished = str(run.read("DONE").get("finished", "")).replace("T", " ")
         own = [str(fact[k]) for k in differ]
         cells = [tag("code", f"{run.name}/{run.version}"), run.digest, "" if seconds is None else f"{seconds:g}"]
-        rows.append(row(run.stage, *cells, finished, *own))
+        rows.append(row(done_by(run), *cells, finished, *own))
     heads = ("Stage", "Directory", "Digest", "Seconds", "Finished", *differ)
     return [tag("dl", *common, class_="facts"), table(caption, heads, rows, "runs")]
 

@@ -12,10 +12,12 @@ from modeconn_cli.front.browse import only_one_uses
 from modeconn_cli.front.terminal import barrier_table, endpoint_table
 from modeconn_cli.nearest import nearest_words
 from modeconn_cli.report.formats import as_table, by_kind
+from modeconn_cli.report.made import done_by
 from modeconn_cli.report.plots import PathResult
 from modeconn_cli.report.tables import heading
 from modeconn_cli.results import Metrics
 from modeconn_cli.runs.directory import require_writable
+from modeconn_cli.runs.find import Found
 
 
 @pytest.mark.parametrize("decay", [0.0, 5e-4])
@@ -34,6 +36,16 @@ def test_endpoints_from_files_are_called_as_somebody_called_them() -> None:
         {"name": "digits-mlp-s0", "from": "seed 0", "test_error": 1.0},
     ]
     assert [*endpoint_table(rows, Metrics.of({})).columns[0].cells] == ["a.pt", "b.pt aligned", "digits-mlp-s0"]
+
+
+def test_a_page_says_read_of_what_was_read(tmp_path: Path) -> None:
+    folder = tmp_path / "train-endpoints" / "arrays-custom-file-12" / "v1"
+    folder.mkdir(parents=True)
+    (folder / "provenance.json").write_text('{"kind": "endpoint"}')
+    (folder / "summary.json").write_text('{"file": "there/a.pt", "name": "a.pt"}')
+    assert done_by(Found(folder)) == "reading a.pt"
+    (folder / "summary.json").write_text('{"seed": 0}')
+    assert done_by(Found(folder)) == "train-endpoints"
 
 
 @pytest.mark.parametrize(
