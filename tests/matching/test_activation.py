@@ -1,10 +1,13 @@
-"""Activation matching where units are constant, and where one group stands twice along an axis."""
+"""Activation matching against NumPy, where units are constant, and where one group stands twice along an axis."""
 
 from __future__ import annotations
 
 import itertools
 
+import numpy as np
+import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from modeconn_cli.matching.activation import activation_matching
@@ -40,3 +43,23 @@ def test_units_that_do_not_vary_make_no_nan() -> None:
     found = activation_matching(symmetry, state, state, [torch.randn(10, 8)])
     assert [sorted(p.tolist()) for p in found.permutations] == [list(range(6))] * 2
     assert all(v == v for v in found.objective)
+
+
+def test_units_are_matched_as_their_correlations_or_products_say() -> None:
+    """Units of other scales and offsets, so that the two differ; against NumPy on every example at once."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(60, 5)
+    symmetry = trace(module, x[:30])
+    a, b = ({k: torch.randn_like(v) for k, v in module.state_dict().items()} for _ in "ab")
+    b["0.weight"] *= torch.logspace(-1, 1, 8)[:, None]
+    hidden = [torch.relu(x @ s["0.weight"].T + s["0.bias"]).double().numpy() for s in (a, b)]
+    wanted = []
+    for centred in (True, False):
+        alike = np.corrcoef(*hidden, rowvar=False)[:8, 8:] if centred else hidden[0].T @ hidden[1]
+        found = activation_matching(symmetry, a, b, x.split(30), centred)
+        wanted.append(linear_sum_assignment(alike, maximize=True)[1].tolist())
+        assert found.permutations[0].tolist() == wanted[-1]
+        best = float(alike[np.arange(8), wanted[-1]].sum())
+        assert found.objective[-1] == pytest.approx(best, rel=1e-5)
+    assert wanted[0] != wanted[1]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 from symmetric_networks import (
     State,
     inner,
@@ -14,7 +16,9 @@ from symmetric_networks import (
     tiny,
     tiny_states,
 )
+from torch import Tensor, nn
 
+from modeconn_cli.matching import many
 from modeconn_cli.matching.many import composed, cycle_consistent, cycle_error, merge_many, pairs_of, undone
 from modeconn_cli.models import build as models
 from modeconn_cli.symmetry.graph import trace
@@ -83,3 +87,48 @@ def test_pairs_matched_apart_need_not_agree() -> None:
     same = symmetry.identity()
     assert cycle_error(symmetry, {(0, 1): turn, (1, 2): same, (0, 2): same}, 3) == 0.5
     assert cycle_error(symmetry, {(0, 1): turn, (1, 2): same, (0, 2): turn}, 3) == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_step_of_frank_wolfe_goes_as_far_as_is_best(seed: int) -> None:
+    """Two networks of two hidden layers, mixed by hand in float64, along a fine grid of the step's own line."""
+    generator = torch.Generator().manual_seed(seed)
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    symmetry = trace(module, torch.randn(2, 3))
+    states = [{k: torch.randn(v.shape, generator=generator) for k, v in module.state_dict().items()} for _ in "ab"]
+
+    def worth(soft: list[list[Tensor]]) -> Tensor:
+        mixed = []
+        for s, (p, q) in zip(states, soft, strict=True):
+            w = {k: v.double() for k, v in s.items()}
+            into, within, out = p @ w["0.weight"], q @ w["2.weight"] @ p.T, w["4.weight"] @ q.T
+            mixed.append([into, p @ w["0.bias"], within, q @ w["2.bias"], out, w["4.bias"]])
+        return sum((u * v).sum() for u, v in zip(*mixed, strict=True))  # type: ignore[return-value]
+
+    def stochastic() -> Tensor:
+        turns = [torch.eye(4, dtype=torch.float64)[torch.randperm(4, generator=generator)] for _ in range(3)]
+        return 0.5 * turns[0] + 0.3 * turns[1] + 0.2 * turns[2]
+
+    begun = [[stochastic() for _ in range(2)] for _ in "ab"]
+    free = [[m.clone().requires_grad_() for m in each] for each in begun]
+    gradients = torch.autograd.grad(worth(free), [m for each in free for m in each])
+    corners = [torch.eye(4, dtype=torch.float64)[linear_sum_assignment(g, maximize=True)[1]] for g in gradients]
+    towards = [corners[:2], corners[2:]]
+    line = [
+        float(
+            worth(
+                [[torch.lerp(m, v, t) for m, v in zip(*pair, strict=True)] for pair in zip(begun, towards, strict=True)]
+            )
+        )
+        for t in np.linspace(0, 1, 401)
+    ]
+    _, objective = many._frank_wolfe(
+        symmetry,
+        states,
+        list(states[0]),
+        2,
+        [[m.float() for m in each] for each in begun],
+        lambda step, objective: None,
+    )
+    assert objective[0] == pytest.approx(line[0], rel=1e-5)
+    assert objective[1] == pytest.approx(max(line), rel=1e-4)
