@@ -135,6 +135,7 @@ PLACEHOLDERS = {"curve.epochs=E": "curve.epochs=20"}
 LARGE = re.compile(r"experiment=|architecture=(vgg|preresnet|wrn|resnet(32|44|56|110)|vit|torchvision)")
 CYCLIC = ("fge", "snapshot", "swa", "swag")
 RESNET = re.compile(r"(architecture=)?resnet\d+(_conv)?")
+IN_TWO_PARTS = ("izmailov2018-swa", "garipov2018-fge")  # tables of what CYCLIC are
 FROM_FILES = ("fashion_mnist", "mnist", "kmnist", "cifar", "svhn")
 
 
@@ -161,7 +162,10 @@ def small(words: Sequence[str]) -> list[str]:
         return [
             name,
             *rest,
-            *{"smoke": QUICK, "small": ["dataset.train_size=8", "--dry-run"]}.get(scale, ["--dry-run"]),
+            *{
+                "smoke": [*QUICK, "endpoints.epochs=10"] if rest[0] in IN_TWO_PARTS else QUICK,
+                "small": ["dataset.train_size=8", "--dry-run"],
+            }.get(scale, ["--dry-run"]),
             *(["--row", "vgg11"] if name == "reproduce" and rest[0] == "jordan2022-repair" else []),
         ]
     if name == "reproduce":
