@@ -57,8 +57,11 @@ def show_result(result: dict[str, Any]) -> None:
         show_found(found)
     out.print()
     alone = not (result["barriers"] or result.get("merged") or result.get("results"))
+    shown = {found["directory"] for found in result.get("results", [])}
     for row in result["stages"]:
         kind = Found(Path(row["directory"])).kind
+        if not kind and shown and row["directory"] not in shown:
+            continue
         if kind == "path":
             out.print(f"{row['directory']}/path.csv", soft_wrap=True)
         elif kind in ("aligned", "merged", ""):

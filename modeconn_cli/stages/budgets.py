@@ -308,7 +308,7 @@ def _picture(rows: Sequence[Mapping[str, Any]], heading: str) -> Figure:
     """Error and NLL by the number of trainings, a line each method, with intervals over several replicates."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     methods = [*dict.fromkeys(row["method"] for row in rows)]
     panels = figure.subplots(1, 2)
     for axes, column in zip(panels, FIGURES[:2], strict=True):
@@ -339,6 +339,7 @@ def _picture(rows: Sequence[Mapping[str, Any]], heading: str) -> Figure:
         axes.set_ylabel(f"test {column.heading}", parse_math=False)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
     figure.suptitle(heading, fontsize=10, parse_math=False)
     return figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -113,7 +113,10 @@ class Plan:
         finished = {s: run for s in self.stages if (run := s.locate(False)).status == "cached"}
         measured = self.measured()
         pictures = [str(run.folder / "plot.png") for s, run in finished.items() if s.makes == "picture"]
-        others = {s: Result.read(run.folder) for s, run in finished.items() if not s.makes}
+        # What another result here is made from is in its table, and in a directory of its own.
+        within = {s.identity.digest for whole in self.stages if not whole.makes for s in _behind(whole)}
+        last = [s for s in finished if not s.makes and s.identity.digest not in within]
+        others = {s: Result.read(finished[s].folder) for s in last}
         pictures += [str(finished[s].folder / picture) for s, result in others.items() for picture in result.pictures]
         summaries = (read_summary(run.folder) for run in finished.values() if (run.folder / SUMMARY).exists())
         sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
@@ -148,6 +151,13 @@ class Plan:
 
     def _forced(self, stage: Stage) -> bool:
         return self.context.config.runtime.force and stage in self.own
+
+
+def _behind(stage: Stage) -> Iterator[Stage]:
+    """Every stage that one is made from, however far up."""
+    for above in stage.upstream():
+        yield above
+        yield from _behind(above)
 
 
 def _row(stage: Stage, run: Run) -> dict[str, Any]:

@@ -58,6 +58,8 @@ def test_every_method_is_compared_at_equal_cost() -> None:
     assert float(row["nll"]) == pytest.approx(ensembles.nll(ensembles.averaged(L), two[0]["test.y"]))
     (curve,) = [v["test"] for k, v in kept.items() if v["test"].shape[0] == 5]
     assert torch.equal(curve[[0, -1]], L)
+    # What the comparison is made of is not shown beside it.
+    assert [r["stage"] for r in answer.json["results"]] == ["budgets"]
     # The ordinary training is one and the same for all that go on from a share of it.
     assert len({s["directory"] for s in answer.json["stages"] if s["stage"] == "train-endpoints"}) == 3
 
