@@ -14,6 +14,9 @@ from modeconn_cli.families.custom import check_ends
 class Given:
     """A path by its coefficients alone, as anyone may write one."""
 
+    def __repr__(self) -> str:  # the workers of a parallel run call it by one name
+        return "Given"
+
     def __init__(self, coefficients, vertices=3):
         self.coefficients, self.vertices = coefficients, vertices
 
