@@ -305,7 +305,10 @@ def main() -> None:
     experiment += [f"runtime.output_dir={args.out / 'outputs'}"]
     rebasin = ["-m", "modeconn_cli", "rebasin", "--json", f"runtime.device={args.device}"]
     rebasin += [f"runtime.output_dir={args.out / 'outputs'}"]
+    budgets = ["-m", "modeconn_cli", "budgets", "--json", f"runtime.device={args.device}"]
+    budgets += [f"runtime.output_dir={args.out / 'outputs'}"]
     if args.smoke:
+        budgets += ["endpoints.epochs=4", "budgets.most=2", "swag.rank=1", "swag.start=0.5", "fge.epochs=4"]
         rebasin += ["endpoints.epochs=1", "interpolation=quick"]
         experiment += ["endpoints.epochs=1", "curve.epochs=1", "interpolation=quick"]
     else:
@@ -315,6 +318,8 @@ def main() -> None:
         rebasin += ["endpoints.warmup_epochs=1", "endpoints.weight_decay=1e-4", "interpolation.search_max=0"]
         rebasin += ["interpolation.points=5", "interpolation.train_examples=10000"]
         experiment += ["--multirun", "seed=0,1,2", "dataset=fashion_mnist", "architecture=resnet20"]
+        budgets += ["experiment=garipov_vgg16_cifar10", "endpoints.precision=bfloat16", "endpoints.epochs=20"]
+        budgets += ["fge.epochs=4", "swag.rank=5", "budgets.most=2"]
         experiment += ["endpoints.epochs=30", "endpoints.lr=0.1", "curve.epochs=60", "curve.lr=0.05"]
     batch_norm = ["endpoints.lr=0.4"]
     layer_norm = ["endpoints.lr=0.1", *([] if args.smoke else ["architecture.norm=layer"])]
@@ -329,6 +334,7 @@ def main() -> None:
         "rebasin": lambda: command("rebasin", *rebasin, *batch_norm),
         "rebasin_layer_norm": lambda: command("rebasin_layer_norm", *rebasin, *layer_norm),
         "experiment": lambda: command("experiment", *experiment),
+        "budgets": lambda: command("budgets", *budgets),
         "rebasin_lower_lr": lambda: command("rebasin_lower_lr", *rebasin, "endpoints.lr=0.1"),
     }
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -5,33 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.data.dataset import Split
 from modeconn_cli.errors import UserError
-from modeconn_cli.evaluation.options import Interpolation
-from modeconn_cli.families.base import coefficients_at
-from modeconn_cli.networks import CHECKPOINT, read_state, write_state
 from modeconn_cli.report.gather import aggregate
 from modeconn_cli.results import Result, Table
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.stages.curve import FitCurve, curve_between
 from modeconn_cli.stages.endpoints import endpoints
-from modeconn_cli.stages.ensemble import (
-    FIGURES,
-    PREDICTIONS,
-    Predicted,
-    figures_of,
-    judged_splits,
-    log_probabilities,
-)
+from modeconn_cli.stages.ensemble import FIGURES, figures_of
 from modeconn_cli.stages.fge import FGE
 from modeconn_cli.stages.kept import Kept, starts
+from modeconn_cli.stages.predicted import Predicted, PredictedCurve, PredictedMembers, Predictions
 from modeconn_cli.stages.snapshot import Snapshot, from_initialisation
 from modeconn_cli.stages.swa import SWA
 from modeconn_cli.stages.swag import SWAG
@@ -92,7 +80,7 @@ class Line:
     replicate: int
     method: str
     epochs: int
-    predicted: Predicted | PredictedMembers | PredictedCurve
+    predicted: Predictions
     budgets: int = 1
 
 
@@ -121,7 +109,7 @@ def trained_for(context: Context, replicate: int) -> list[Line]:
         places = from_initialisation(here) if kind is Snapshot else starts(here, kind.name)
         for stage in (kind(here, start) for start in places):
             epochs = stage.cycles.before + stage.cycles.training.epochs
-            found.append(Line(replicate, kind.name, epochs, PredictedMembers(here, stage)))
+            found.append(Line(replicate, kind.name, epochs, PredictedMembers(here, stage, stage.averaged)))
     return found
 
 
@@ -138,79 +126,7 @@ def _curve(context: Context, replicate: int) -> list[Line]:
         return []
     start, end = endpoints(context)[:2]
     fitted = curve_between(context.having(seed=replicate), start, end)
-    return [Line(replicate, FitCurve.name, epochs, PredictedCurve(context, fitted), taken)]
-
-
-class PredictedCurve(Stage):
-    """predictions.safetensors: log-probabilities (M, n, C) of a curve's points by split; labels by ``<split>.y``."""
-
-    name = "predict"
-    makes = "predictions"
-
-    def __init__(self, context: Context, curve: FitCurve) -> None:
-        super().__init__(context, [curve.start, curve.end, curve])
-        self.curve = curve
-        self.t = np.linspace(0, 1, context.config.budgets.curve_points)
-
-    def fields(self) -> dict[str, Any]:
-        return {"t": self.t.tolist()}
-
-    def compute(self, run: Run) -> Result:
-        context, task, options = self.context, self.context.task, self.context.config.curve
-        assert isinstance(task, Classify)
-        net = context.net(0)
-        evaluator = context.evaluator(net, Interpolation())
-        W_kp = self.curve.control_points(net)
-        states, coordinates = [self.curve.start.state(), self.curve.end.state()], {*net.names}
-        buffers = [{k: v.to(net.point.device) for k, v in s.items() if k not in coordinates} for s in states]
-        net.load_rest(buffers[0])
-        kept: dict[str, list[Tensor]] = {}
-        for c in map(partial(coefficients_at, self.curve.path), self.t.tolist()):
-            with evaluator.placed(W_kp, c, buffers, (options.fix_start, options.fix_end)):
-                for split in judged_splits(task):
-                    kept.setdefault(split.name, []).append(log_probabilities(evaluator, split, task))
-        write_predictions(run, kept, judged_splits(task))
-        return Result(f"predictions along {self.curve.label}", more={"t": self.t.tolist()})
-
-    def predictions(self) -> dict[str, Tensor]:
-        return read_state(self.result.folder / PREDICTIONS)
-
-
-def write_predictions(run: Run, kept: Mapping[str, Sequence[Tensor]], splits: Sequence[Split]) -> None:
-    labels = {f"{s.name}.y": s.y.cpu() for s in splits}
-    write_state(run, PREDICTIONS, {**{k: torch.stack([*v]) for k, v in kept.items()}, **labels})
-
-
-class PredictedMembers(Stage):
-    """predictions.safetensors: log-probabilities (M, n, C) of a training's networks by split; labels by ``<split>.y``.
-
-    Of a training that ends in one network, and of samples only where it draws some.
-    """
-
-    name = "predict"
-    makes = "predictions"
-
-    def __init__(self, context: Context, training: Kept) -> None:
-        super().__init__(context, [training])
-        self.training = training
-
-    def compute(self, run: Run) -> Result:
-        folder, task = self.training.result.folder, self.context.task
-        assert isinstance(task, Classify)
-        numbered = sorted(folder.glob("member-*.safetensors"), key=lambda f: int(f.stem.partition("-")[2]))
-        net = self.context.net(0)
-        evaluator = self.context.evaluator(net)
-        kept: dict[str, list[Tensor]] = {}
-        for file in numbered if len(numbered) and self.training.name != SWA.name else [folder / CHECKPOINT]:
-            with torch.no_grad():
-                net.load(read_state(file))
-            for split in judged_splits(task):
-                kept.setdefault(split.name, []).append(log_probabilities(evaluator, split, task))
-        write_predictions(run, kept, judged_splits(task))
-        return Result(f"predictions of {self.training.title}, {self.training.start.name}")
-
-    def predictions(self) -> dict[str, Tensor]:
-        return read_state(self.result.folder / PREDICTIONS)
+    return [Line(replicate, FitCurve.name, epochs, PredictedCurve(context, fitted, options.curve_points), taken)]
 
 
 class Budgets(Stage):

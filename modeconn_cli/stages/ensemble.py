@@ -12,18 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeconn_cli.data.dataset import Split
 from modeconn_cli.data.foreign import foreign, foreign_fields, foreign_split
 from modeconn_cli.data.options import Dataset
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation import ensembles
-from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.evaluation.options import Ensemble, Members
-from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.results import Result, Table
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.runs.references import parse
 from modeconn_cli.stages.endpoints import Endpoint, endpoints
+from modeconn_cli.stages.predicted import OOD, Predicted
 from modeconn_cli.stages.referenced import path_of
 from modeconn_cli.tasks.base import Column
 from modeconn_cli.tasks.classify import Classify
@@ -33,10 +31,6 @@ from modeconn_cli.work.stage import Stage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PREDICTIONS = "predictions.safetensors"
-OOD = "ensemble.ood"
-WHOLE_BYTES = 64 << 20  # beyond which predictions are kept in half precision
 
 FIGURES = (
     Column("error", "error", unit="%", digits=2, scale=100.0),
@@ -129,50 +123,6 @@ def other_data(context: Context) -> Dataset | None:
     return options
 
 
-class Predicted(Stage):
-    """predictions.safetensors: log-probabilities (n, C) of a network by split, and labels (n,) by ``<split>.y``.
-
-    Whatever is asked of a network's predictions later costs no forward pass.
-
-    Args:
-        elsewhere: another data set, whose examples are predicted in place of the network's own.
-    """
-
-    name = "predict"
-    makes = "predictions"
-
-    def __init__(self, context: Context, network: Endpoint, elsewhere: Dataset | None = None) -> None:
-        super().__init__(context, [network])
-        self.network, self.elsewhere = network, elsewhere
-
-    def fields(self) -> dict[str, Any]:
-        return {} if self.elsewhere is None else {"on": foreign_fields(self.elsewhere)}
-
-    def compute(self, run: Run) -> Result:
-        net, task = self.context.net(0), self.context.task
-        assert isinstance(task, Classify)
-        net.load(self.network.state())
-        evaluator = self.context.evaluator(net)
-        kept: dict[str, Tensor] = {}
-        for split in self._splits(task):
-            kept[split.name] = log_probabilities(evaluator, split, task)
-            kept[f"{split.name}.y"] = split.y.cpu()
-        if sum(v.numel() for v in kept.values()) * 4 > WHOLE_BYTES:
-            kept = {k: v.half() if v.is_floating_point() else v for k, v in kept.items()}
-        write_state(run, PREDICTIONS, kept)
-        return Result(
-            f"predictions of {self.network.short_name}", more={"splits": {k: len(v) for k, v in kept.items()}}
-        )
-
-    def _splits(self, task: Classify) -> list[Split]:
-        if self.elsewhere is not None:
-            return [foreign_split(self.elsewhere, self.context.data_on_host, OOD).to(self.context.device)]
-        return judged_splits(task)
-
-    def predictions(self) -> dict[str, Tensor]:
-        return read_state(self.result.folder / PREDICTIONS)
-
-
 class Ensembled(Stage):
     """growth.csv: figures by the number of members; members.csv: of each; pairs.csv: how unlike any two are.
 
@@ -263,16 +213,6 @@ class Ensembled(Stage):
         ]
         names = [self.members[i].network.short_name for i in chosen]
         return names, {k: v[chosen] for k, v in by_split.items()}, labels, torch.stack(others) if others else None
-
-
-def judged_splits(task: Classify) -> list[Split]:
-    """Where predictions are asked for: the validation split, where there is one, and the test split."""
-    return [s for s in (task.data.validation, task.data.test) if s is not None]
-
-
-def log_probabilities(evaluator: Evaluator, split: Split, task: Classify) -> Tensor:
-    """Of the network as it is, (n, C), on the CPU."""
-    return evaluator.read(split, lambda output: task.logits(output).double().log_softmax(1).float())
 
 
 def figures_of(

@@ -152,6 +152,11 @@ class Kept(Stage):
         }
 
     @property
+    def averaged(self) -> list[str]:
+        """Files of the networks whose predictions are averaged: the one that it ends in."""
+        return [CHECKPOINT]
+
+    @property
     def gradient_steps(self) -> int:  # type: ignore[override]
         return self.cycles.training.epochs * self.steps
 

@@ -14,8 +14,9 @@ from modeconn_cli.evaluation.options import Ensemble
 from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.results import Result, Table
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.stages.ensemble import FIGURES, figures_of, judged_splits, log_probabilities
+from modeconn_cli.stages.ensemble import FIGURES, figures_of
 from modeconn_cli.stages.kept import Gathered, Kept, member_file
+from modeconn_cli.stages.predicted import judged_splits, log_probabilities
 from modeconn_cli.tasks.base import Batch, Column, Task
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.tasks.outputs import tensor_of
@@ -101,6 +102,10 @@ def _renamed(column: Column, name: str, title: str) -> Column:
 class KeptMembers(Kept):
     """A training whose kept networks are members of an ensemble."""
 
+    @property
+    def averaged(self) -> list[str]:
+        return [member_file(k + 1) for k in range(len(self.cycles.kept))]
+
     def keep(self, run: Run, trainer: Trainer, gathered: Gathered) -> None:
         if trainer.step in self.cycles.kept:
             number = self.cycles.kept.index(trainer.step) + 1
@@ -108,7 +113,7 @@ class KeptMembers(Kept):
 
     def finish(self, run: Run, net: FlatModule, gathered: Gathered) -> Result:
         kept = self.cycles.kept
-        states = (read_state(run.folder / member_file(k)) for k in range(1, len(kept) + 1))
+        states = (read_state(run.folder / file) for file in self.averaged)
         labels: list[dict[str, Any]] = [{"epoch": self.cycles.before + step / self.steps} for step in kept]
         together, rows = judged_members(run, net, gathered.evaluator, states, labels)
         whole = {k: v for k, v in together.of_first(len(kept)).items() if v is not None}
@@ -118,6 +123,6 @@ class KeptMembers(Kept):
             [c for c in together.columns if c.name in whole],
             [members_table(together, rows, [Column("epoch", "epoch", digits=2)])],
             pictures=self.traced(run, gathered),
-            networks=[member_file(k) for k in range(1, len(kept) + 1)],
+            networks=self.averaged,
             more=self.said(net),
         )

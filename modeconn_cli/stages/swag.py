@@ -47,6 +47,10 @@ class SWAG(AveragedWeights):
     groups = ("dataset", "architecture", "task", "endpoints", "swag")
 
     @property
+    def averaged(self) -> list[str]:
+        return [member_file(k + 1) for k in range(self.options.samples)]
+
+    @property
     def memory(self) -> int:  # type: ignore[override]
         """The network, its mean and squares, and the deviations."""
         return (self.options.rank + 8) * self.context.parameters * 4
@@ -80,7 +84,7 @@ class SWAG(AveragedWeights):
             [*(c for c in together.columns if c.name in whole), *mean_only],
             [table, members_table(together, rows, [])],
             pictures=self.traced(run, gathered),
-            networks=[CHECKPOINT, GAUSSIAN, *(member_file(k + 1) for k in range(number))],
+            networks=[CHECKPOINT, GAUSSIAN, *self.averaged],
             more=said,
         )
 

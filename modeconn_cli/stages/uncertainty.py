@@ -18,7 +18,7 @@ from modeconn_cli.evaluation import ensembles
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.evaluation.unsure import Answers, Classes, Numbers
 from modeconn_cli.families.base import Array, overrides
-from modeconn_cli.networks import CHECKPOINT, read_state, write_state
+from modeconn_cli.networks import CHECKPOINT, read_state
 from modeconn_cli.report.uncertain import contact_sheet, risk_figure, save_png
 from modeconn_cli.results import Result, Table, task_note
 from modeconn_cli.runs.directory import Run
@@ -26,7 +26,14 @@ from modeconn_cli.runs.references import parse
 from modeconn_cli.runs.sums import sha256
 from modeconn_cli.settings import Config
 from modeconn_cli.stages.endpoints import endpoints
-from modeconn_cli.stages.ensemble import PREDICTIONS, WHOLE_BYTES, Predicted, judged_splits, log_probabilities
+from modeconn_cli.stages.predicted import (
+    Predicted,
+    Predictions,
+    judged_splits,
+    labels_of,
+    log_probabilities,
+    predictions_along,
+)
 from modeconn_cli.stages.referenced import StoredPath, path_of
 from modeconn_cli.tasks.base import Column, Task
 from modeconn_cli.tasks.classify import Classify
@@ -116,19 +123,16 @@ def _context_of(path: StoredPath, name: str, context: Context) -> Context:
     return made
 
 
-class PathPredicted(Stage):
+class PathPredicted(Predictions):
     """predictions.safetensors: of networks at evenly spaced t (T,) along a path, by split, and labels by ``<split>.y``.
 
     Of classes log-probabilities (T, n, C); of numbers means and variances (T, n, D, 2), in the data's unit. Networks
     are as the path's measurement has them: BatchNorm's statistics, REPAIR.
     """
 
-    name = "predict"
-    makes = "predictions"
-
     def __init__(self, context: Context, path: StoredPath) -> None:
         super().__init__(context)
-        self.path = path
+        self.path, self.of = path, path.run.name
         self.t = np.linspace(0, 1, context.config.uncertainty.points)
         self.c_tk = np.stack([path.coefficients(t) for t in self.t.tolist()])
 
@@ -166,42 +170,31 @@ class PathPredicted(Stage):
                 "kept at most: ask fewer uncertainty.points, or set uncertainty.keep_predictions=false."
             )
 
-    def compute(self, run: Run) -> Result:
-        kept = self.asked()
-        if sum(v.numel() for v in kept.values()) * 4 > WHOLE_BYTES:
-            kept = {k: v.half() if v.dtype == torch.float32 else v for k, v in kept.items()}
-        write_state(run, PREDICTIONS, kept)
-        return Result(f"predictions along the {self.path.family}", more={"t": self.t.tolist()})
-
-    def predictions(self) -> Kept:
-        return read_state(self.result.folder / PREDICTIONS)
+    def said(self) -> dict[str, Any]:
+        return {"t": self.t.tolist()}
 
     def asked(self) -> Kept:
         """The predictions, by passing every example through every network."""
         context, path = self.context, self.path
         net, task = context.net(0), context.task
-        evaluator = context.evaluator(net)
-        W_kp = path.networks.points(net)
-        states, coordinates = [read_state(e.folder / CHECKPOINT) for e in path.ends], {*net.names}
-        buffers = [{k: v.to(net.point.device) for k, v in s.items() if k not in coordinates} for s in states]
-        evaluator.net.load_rest(buffers[0])
-        shares = path.shape.anchors(self.t[:, None]) if overrides(path.shape, "anchors") else [None] * len(self.t)
-        splits = splits_of(task)
-        found: dict[str, list[Tensor]] = {s.name: [] for s in splits}
-        for i, (c, share) in enumerate(zip(self.c_tk, shares, strict=True)):
-            with evaluator.placed(W_kp, c, buffers, path.held, share):
-                for split in splits:
-                    found[split.name].append(answers(evaluator, split, task))
-            context.reporter.progress(i + 1, len(self.t), f"t {self.t[i]:.3f}")
-            context.signals.check()
-        labels = {f"{s.name}.y": s.y.cpu() for s in splits}
-        return {**{k: torch.stack(v) for k, v in found.items()}, **labels, "t": torch.from_numpy(self.t)}
+        splits, shape = splits_of(task), path.shape
+        found = predictions_along(
+            context,
+            context.evaluator(net),
+            path.networks.points(net),
+            self.c_tk,
+            [read_state(e.folder / CHECKPOINT) for e in path.ends],
+            path.held,
+            splits,
+            lambda evaluator, split: answers(evaluator, split, task),
+            [*shape.anchors(self.t[:, None])] if overrides(shape, "anchors") else None,
+        )
+        return {**found, **labels_of(splits), "t": torch.from_numpy(self.t)}
 
 
 def splits_of(task: Task) -> list[Split]:
     """Where predictions are asked for, each once."""
-    splits = judged_splits(task) if isinstance(task, Classify) else [task.data.test]
-    return [*{s.name: s for s in splits}.values()]
+    return judged_splits(task) if isinstance(task, Classify) else [task.data.test]
 
 
 def answers(evaluator: Evaluator, split: Split, task: Task) -> Tensor:
