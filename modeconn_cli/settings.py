@@ -95,8 +95,8 @@ NAMED_BY = {
     "task": "kind",
 }
 # Groups whose choices can be told apart from their options: what is set for another choice is left aside, and one
-# schema, _<group>, has the options of all.
-SHARED = {"rebasin", "soup"}
+# schema, _<group>, has the options of all. By the name of its class.
+SHARED = {"rebasin": "AnyRebasin", "soup": "AnySoup"}
 CHOICES: dict[str, dict[str, type]] = {}
 
 
@@ -268,7 +268,18 @@ def _options_of_all(group: str, classes: tuple[type, ...]) -> type:
         metadata = first.metadata if len(found) == len(classes) else {**first.metadata, "doc": doc}
         default: Any = {k: getattr(first, k) for k in ("default", "default_factory")}
         made.append((name, get_type_hints(cls)[name], field(**default, metadata=metadata)))
-    return dataclasses.make_dataclass(group.capitalize(), made)
+    whole = dataclasses.make_dataclass(SHARED[group], made)
+    whole.__module__ = __name__
+    return whole
+
+
+def __getattr__(name: str) -> type:
+    """A shared group's schema by its class's name, by which it is sent to other processes: one sent whole comes back a
+    copy, with copies of what dataclasses mark a missing default by."""
+    for group, called in SHARED.items():
+        if called == name:
+            return nodes_of(group)[f"_{group}"]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def nodes() -> dict[str, dict[str, type]]:

@@ -122,8 +122,9 @@ def statuses(answer: Answer) -> list[tuple[str, str]]:
 
 
 def tree(root: Path) -> dict[str, bytes | None]:
-    """Every file's content and every directory (None) under a place, by relative path."""
-    return {str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in sorted(root.rglob("*"))}
+    """Every file's content and every directory (None) under a place, by relative path; but what Python compiles."""
+    found = [p for p in sorted(root.rglob("*")) if "__pycache__" not in p.parts]
+    return {str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in found}
 
 
 RESULTS = ("path.csv", "summary.json", "metrics.csv", "plot.png")

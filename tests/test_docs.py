@@ -133,7 +133,7 @@ def test_a_line_that_no_rule_fits_is_not_passed_over() -> None:
 AS_IT_IS = ("plot", "report", "export", "gather", "symmetries", "runs", "doctor", "completion", "--help", "--version")
 PLACEHOLDERS = {"curve.epochs=E": "curve.epochs=20"}
 LARGE = re.compile(r"experiment=|architecture=(vgg|preresnet|wrn|resnet(32|44|56|110)|vit|torchvision)")
-CYCLIC = ("fge", "snapshot", "swa", "swag")
+CYCLIC = ("budgets", "fge", "snapshot", "swa", "swag")
 RESNET = re.compile(r"(architecture=)?resnet\d+(_conv)?")
 IN_TWO_PARTS = ("izmailov2018-swa", "garipov2018-fge")  # tables of what CYCLIC are
 FROM_FILES = ("fashion_mnist", "mnist", "kmnist", "cifar", "svhn")
@@ -180,11 +180,14 @@ def small(words: Sequence[str]) -> list[str]:
         rest = [re.sub(r"^([\w./]+=[^,\[\]]+,[^,\[\]]+),.*", r"\1", w) for w in rest]
     if any(LARGE.match(w) for w in rest):
         return [name, *rest, "--dry-run"]
-    rest = [w for w in rest if not re.match(r"endpoints.warmup_epochs=|dataset.train_size=\d{4}", w)]  # there is less
+    less = re.compile(r"endpoints.warmup_epochs=|dataset.(train|validation)_size=\d{4}")  # there is less
+    rest = [w for w in rest if not less.match(w)]
     rest = [w for w in rest if w != "architecture.width=4"] + shallow(rest)  # of a ResNet: sixteen times the work
     settings = [s for s in QUICK if not (s == "endpoints.epochs=1" and any("keep_" in w for w in rest))]
     if name in CYCLIC:  # which want an end of the training to be cyclic in
-        settings = [s.replace("endpoints.epochs=1", "endpoints.epochs=20") for s in settings]
+        epochs = 40 if name == "budgets" else 20
+        settings = [s.replace("endpoints.epochs=1", f"endpoints.epochs={epochs}") for s in settings]
+        settings += ["pipeline.replicates=[0]"] if name == "budgets" else []
     if not any(w.startswith(f"dataset={source}") for w in rest for source in FROM_FILES):
         settings.append("dataset.train_size=200")
     if name == "rebasin" or any(w.startswith("rebasin=") for w in rest):
@@ -248,13 +251,14 @@ def guide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small files in the formats of Fashion-MNIST, CIFAR-10, CIFAR-100 and UCI's yacht."""
+    """Small files in the formats of MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and UCI's yacht."""
     root = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(0)
-    (root / "fashion_mnist").mkdir()
-    for name, n in zip(IDX_FILES, (30, 30, 20, 20), strict=True):
-        array = random.integers(0, 256, (n, 28, 28)) if "images" in name else np.arange(n) % 10
-        (root / "fashion_mnist" / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(array.astype(np.uint8))))
+    for folder in ("mnist", "fashion_mnist"):
+        (root / folder).mkdir()
+        for name, n in zip(IDX_FILES, (30, 30, 20, 20), strict=True):
+            array = random.integers(0, 256, (n, 28, 28)) if "images" in name else np.arange(n) % 10
+            (root / folder / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(array.astype(np.uint8))))
     (root / "cifar10").mkdir()
     write_folder(root / "cifar10" / "cifar-10-batches-py", cifar_pickles(10, 2))
     (root / "cifar100").mkdir()
@@ -363,7 +367,7 @@ def test_a_documented_command_runs(line: tuple[str, ...], sandbox: Path, monkeyp
 GROUPS = "|".join(settings.nodes())
 KEY = re.compile(rf"(?<![\w/.-])({GROUPS})\.([a-z]\w*)")
 CHOICE = re.compile(rf"(?<![\w/.-])({GROUPS}|experiment)=([a-z]\w*)")
-ENDINGS = ("py", "pt", "csv", "npz", "md", "json", "yaml", "safetensors")
+ENDINGS = ("py", "pt", "csv", "npz", "md", "json", "yaml", "safetensors", "png")
 
 
 def fields(group: str) -> dict[str, dataclasses.Field[Any]]:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from cli_helpers import SPIRALS, Answer, call, compose, folders, ok, refused, results, statuses, versions
 
-from modeconn_cli import settings, tracking
+from modeconn_cli import described, tracking
 from modeconn_cli.errors import Interrupted
 from modeconn_cli.tracking import Trackers, flat, installed
 from modeconn_cli.work.options import Runtime, TrackerName
@@ -294,8 +294,8 @@ def test_a_tracker_named_twice_is_one() -> None:
 
 
 def test_lists_of_enumerations_are_known_for_completion() -> None:
-    assert settings.allowed_items(Runtime, "trackers") == list(TrackerName)
-    assert settings.allowed_items(Runtime, "threads") == []
+    assert described.allowed_items(Runtime, "trackers") == list(TrackerName)
+    assert described.allowed_items(Runtime, "threads") == []
 
 
 # ------------------------------------------------------------------------------------ what each one keeps

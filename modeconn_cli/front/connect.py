@@ -12,7 +12,7 @@ import typer
 from modeconn_cli.errors import UserError
 from modeconn_cli.front.flags import AsJson, ConfigDir, DryRun, Force, Overrides, OwnOutputDir, Quiet
 from modeconn_cli.front.pipeline import placed
-from modeconn_cli.front.session import Session, complain, print_json
+from modeconn_cli.front.session import Session, print_json
 
 
 def connect(
@@ -44,7 +44,7 @@ def connect(
     dataset.mean=null dataset.std=null normalises them. Weight decay is taken as 0, so the loss is plain cross-entropy;
     endpoints.weight_decay=... and curve.weight_decay=... say otherwise.
     """
-    from modeconn_cli.front.terminal import show_result
+    from modeconn_cli.front.terminal import show_remark, show_result
     from modeconn_cli.report.tables import connection
     from modeconn_cli.results import Metrics
     from modeconn_cli.stages.connect import NAME
@@ -63,14 +63,14 @@ def connect(
         sys.exit(last.code)
     first, second = (str(e["from"]) for e in entry["endpoints"][:2])  # as they are told apart
     answer, sentence = connection(entry["verdicts"], first, second, Metrics.of(entry))
-    for remark in entry["remarks"]:
-        complain(remark)
     if as_json:
         verdict = {"answer": answer, "sentence": sentence}
         print_json({"command": NAME, "exit_code": failed, "verdict": verdict, **entry})
     else:
         show_result(entry)
         print(f"\n{sentence}")
+        for remark in entry["remarks"]:
+            show_remark(remark)
     sys.exit(failed)
 
 

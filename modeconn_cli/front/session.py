@@ -117,7 +117,7 @@ class Session:
 
     def _carry_out(self, entry: dict[str, Any], plan: Plan) -> None:
         from modeconn_cli.front.console import aside, err, joined, styled
-        from modeconn_cli.front.terminal import show_result, show_run
+        from modeconn_cli.front.terminal import show_remark, show_result, show_run
 
         if self.sweep and not (self.quiet or self.as_json):
             err.print(joined(styled("bold", f"job {self.jobs.index(entry) + 1}"), f" {' '.join(entry['overrides'])}"))
@@ -127,8 +127,8 @@ class Session:
             self._read(entry, plan)
         if self.prints and not self.as_json and not self.sweep:
             show_run(entry, self._means()) if plan.keep_going else show_result(entry)
-        for remark in entry["remarks"] if self.prints else ():
-            complain(remark)
+            for remark in entry["remarks"]:
+                show_remark(remark)
 
     def _attempt(self, entry: dict[str, Any], job: Job, act: Callable[[dict[str, Any], Plan], None]) -> None:
         """Make a job's plan and act on it; what goes wrong is said in one line and kept in its entry."""
@@ -185,9 +185,11 @@ class Session:
             means = {"gathered": without_nan(self._means())} if several else {}
             print_json({"command": self.command, "exit_code": self.code, **jobs, **means})
         elif self.sweep and not self.dry_run and any("stages" in job for job in self.jobs):
-            from modeconn_cli.front.terminal import show_sweep
+            from modeconn_cli.front.terminal import show_remark, show_sweep
 
             show_sweep(self.jobs, self._means())
+            for remark in dict.fromkeys(r for job in self.jobs for r in job.get("remarks", [])):
+                show_remark(remark)
         sys.exit(self.code)
 
 

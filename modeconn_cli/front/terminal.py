@@ -53,11 +53,12 @@ def show_result(result: dict[str, Any]) -> None:
         for v in result["verdicts"]:
             colour = {"yes": "green", "no": "red", "undecided": "yellow"}[v["connected"]]
             out.print(styled(colour, v["sentence"]))
-    for found in result.get("results", []):
+    whole = [found for found in result.get("results", []) if not found["part"]]
+    for found in whole:
         show_found(found)
     out.print()
     alone = not (result["barriers"] or result.get("merged") or result.get("results"))
-    shown = {found["directory"] for found in result.get("results", [])}
+    shown = {found["directory"] for found in whole}
     for row in result["stages"]:
         kind = Found(Path(row["directory"])).kind
         if not kind and shown and row["directory"] not in shown:
@@ -70,6 +71,11 @@ def show_result(result: dict[str, Any]) -> None:
             out.print(f"{row['directory']}/checkpoint.safetensors", soft_wrap=True)
     if result["plot"]:
         out.print(f"picture: {result['plot']}", soft_wrap=True)
+
+
+def show_remark(remark: str) -> None:
+    """What makes a result say less than it seems to."""
+    out.print(styled("yellow", remark), soft_wrap=True)
 
 
 def endpoint_table(endpoints: Sequence[Mapping[str, Any]], metrics: Metrics) -> Sheet:

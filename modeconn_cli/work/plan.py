@@ -113,11 +113,10 @@ class Plan:
         finished = {s: run for s in self.stages if (run := s.locate(False)).status == "cached"}
         measured = self.measured()
         pictures = [str(run.folder / "plot.png") for s, run in finished.items() if s.makes == "picture"]
-        # What another result here is made from is in its table, and in a directory of its own.
-        within = {s.identity.digest for whole in self.stages if not whole.makes for s in _behind(whole)}
-        last = [s for s in finished if not s.makes and s.identity.digest not in within]
-        others = {s: Result.read(finished[s].folder) for s in last}
-        pictures += [str(finished[s].folder / picture) for s, result in others.items() for picture in result.pictures]
+        others = {s: Result.read(run.folder) for s, run in finished.items() if not s.makes}
+        parts = {s.identity.digest for whole in others for s in _behind(whole)}
+        whole_first = sorted(others, key=lambda s: s.identity.digest in parts)
+        pictures += [str(finished[s].folder / picture) for s in whole_first for picture in others[s].pictures]
         summaries = (read_summary(run.folder) for run in finished.values() if (run.folder / SUMMARY).exists())
         sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
         for stage, run in finished.items():
@@ -139,9 +138,15 @@ class Plan:
                 }
                 for p in measured
             ],
-            # What is no endpoint, path or picture: its figures, and its tables' columns and rows.
+            # What is no endpoint, path or picture: its figures, and its tables' columns and rows; and whether another
+            # one here is made from it.
             "results": [
-                {"stage": s.name, "directory": str(finished[s].folder), **result.plain(s.label)}
+                {
+                    "stage": s.name,
+                    "directory": str(finished[s].folder),
+                    "part": s.identity.digest in parts,
+                    **result.plain(s.label),
+                }
                 for s, result in others.items()
             ],
             "remarks": [lost] if lost and (measured or sections["merged"]) else [],

@@ -249,7 +249,7 @@ def test_connect_takes_arrays_as_they_are_and_doubts_networks_at_chance(two: lis
     wrong = net(torch.tensor(arrays["x_test"])).argmax(1).numpy() != arrays["y_test"]
     assert answer.json["endpoints"][1]["test_error"] == pytest.approx(100 * wrong.mean())
     np.savez(tmp_path / "my data.npz", **{**arrays, "x_test": arrays["x_test"] * 0 + 30})
-    assert "little better than one answer" in ok(*two, "--no-curve", "-q").err
+    assert "little better than one answer" in ok(*two, "--no-curve", "-q").out
 
 
 def test_connect_answers_though_its_curve_fails(two: list[str]) -> None:

@@ -59,6 +59,7 @@ def test_a_declaration_may_use_constants_of_its_file(tmp_path: Any, monkeypatch:
             "listed": True,
             "examples": (),
             "introduction": "",
+            "networks": False,
         }
     }
 
