@@ -38,7 +38,7 @@ def with_counts(
     confidence: float,
     surface: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Barriers' intervals, widened by counting where fewer than FEW examples are unlike the rest along the path.
+    """Barriers' intervals, widened by counting where fewer than FEW examples change along the path unlike the rest.
 
     Args:
         found: by convention, as :func:`~modeconn_cli.evaluation.barriers.barrier_intervals` gives it.
@@ -49,7 +49,8 @@ def with_counts(
     its ``examples`` weighs, for :func:`~modeconn_cli.evaluation.barriers.by_counting`.
     """
     rows, counts = _alike(values)
-    if not are_few(counts):
+    still = (rows == rows[:, :1]).all(1)  # always right or always wrong, which a barrier cannot tell apart
+    if not are_few(np.append(counts[~still], counts[still].sum())):
         return dict(found)
     starts, ends = rows[:, :1], rows[:, -1:]
     higher = starts if counts @ (starts - ends) >= 0 else ends

@@ -188,10 +188,10 @@ class Ties(Arithmetic):
     title: ClassVar[str] = "TIES"
 
     def merge(self, given: Given) -> Merging:
-        from modeconn_cli.merging.arithmetic import moved
+        from modeconn_cli.merging.arithmetic import MEAN_SCALES, moved
         from modeconn_cli.merging.vectors import ties
 
-        return moved(given, ties(given.vectors, self.keep, given.size), self.scale)
+        return moved(given, ties(given.vectors, self.keep, given.size), self.scale, MEAN_SCALES)
 
 
 class Combine(Name):
@@ -210,11 +210,13 @@ class Dare(Arithmetic):
     title: ClassVar[str] = "DARE"
 
     def merge(self, given: Given) -> Merging:
-        from modeconn_cli.merging.arithmetic import moved
+        from modeconn_cli.merging.arithmetic import MEAN_SCALES, moved
         from modeconn_cli.merging.vectors import added, dropped, elected
 
         kept = dropped(given.vectors, self.drop, self.seed, given.parts)
-        return moved(given, elected(kept) if self.combine is Combine.ties else added(kept), self.scale)
+        if self.combine is Combine.ties:
+            return moved(given, elected(kept), self.scale, MEAN_SCALES)
+        return moved(given, added(kept), self.scale)
 
 
 # ------------------------------------------------------------------------------------------------------ of two

@@ -62,9 +62,10 @@ class Together:
         return figures_of(*test, by_split.get("validation"), Ensemble())
 
     def _answered(self, members: slice) -> dict[str, float | None]:
-        test = self.task.data.test
-        mean = torch.stack(self.kept[test.name][members]).double().mean(0).to(test.y.device, test.y.dtype)
-        found = self.task.scores(mean, Batch(test.x[:0], test.y))
+        test, task = self.task.data.test, self.task
+        assert isinstance(task, Regress)
+        together = task.averaged(torch.stack(self.kept[test.name][members]).double())
+        found = task.scores(together.to(test.y.device, test.y.dtype), Batch(test.x[:0], test.y))
         return dict(Scores(found, {c.name: c.scale for c in self.task.columns}).means)
 
 

@@ -38,6 +38,7 @@ class Predictions(Stage):
     name = "predict"
     makes = "predictions"
     of: str  # whose, for headings
+    halved: bool = True  # whether half precision holds them, where they are many
 
     def asked(self) -> dict[str, Tensor]:
         """The predictions, by passing every example through every network."""
@@ -45,7 +46,7 @@ class Predictions(Stage):
 
     def compute(self, run: Run) -> Result:
         kept = self.asked()
-        if sum(v.numel() for v in kept.values()) * 4 > WHOLE_BYTES:
+        if self.halved and sum(v.numel() for v in kept.values()) * 4 > WHOLE_BYTES:
             kept = {k: v.half() if v.dtype == torch.float32 else v for k, v in kept.items()}
         write_state(run, PREDICTIONS, kept)
         splits = {k.removesuffix(".y"): len(v) for k, v in kept.items() if k.endswith(".y")}

@@ -15,6 +15,7 @@ from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation.barriers import barrier_intervals, resampled_means
 from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.evaluation.options import Interpolation
+from modeconn_cli.evaluation.rare import is_counted, with_counts
 from modeconn_cli.matching.options import Method, Together
 from modeconn_cli.merging.given import Given, Merging
 from modeconn_cli.merging.judge import Judge
@@ -318,6 +319,8 @@ class Souped(Endpoint):
             L = torch.stack(scores)
             around = resampled_means(L, usual.bootstrap)
             barriers = barrier_intervals(t, L.mean(1).numpy(), around, usual.confidence)
+            if is_counted(L / column.scale):
+                barriers = with_counts(barriers, t, L / column.scale, column.scale, usual.confidence)
             barrier = barriers[task.verdict.convention]
             self.context.reporter.progress(k, len(self._named), f"line to {network.short_name}")
             rows.append(

@@ -14,7 +14,7 @@ from modeconn_cli.results import Result
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.stages.kept import Gathered, member_file, starts
 from modeconn_cli.stages.members import judged_members, members_table
-from modeconn_cli.stages.swa import AveragedWeights
+from modeconn_cli.stages.swa import AveragedWeights, become
 from modeconn_cli.training.averages import Gaussian, gaussian_sample
 from modeconn_cli.training.loop import Trainer
 from modeconn_cli.weights import FlatModule
@@ -95,4 +95,6 @@ class SWAG(AveragedWeights):
             entropy = np.random.SeedSequence([self.start.seed, k]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(entropy[0] >> 1))
             z1, z2 = (torch.randn(n, generator=generator, dtype=mean.dtype) for n in (len(mean), len(D_kp)))
-            yield {**rest, **net.named(gaussian_sample(mean, variance, D_kp, z1, z2))}
+            net.load_rest(rest)
+            become(net, gaussian_sample(mean, variance, D_kp, z1, z2))
+            yield net.state()

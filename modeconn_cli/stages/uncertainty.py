@@ -43,7 +43,7 @@ from modeconn_cli.work.context import Context
 from modeconn_cli.work.recorded import OBJECT, recorded_config
 from modeconn_cli.work.stage import Stage
 
-KEPT_BYTES = 1 << 30  # of predictions, in half precision
+KEPT_BYTES = 1 << 30  # of predictions
 Kept = dict[str, Tensor]
 
 
@@ -133,6 +133,7 @@ class PathPredicted(Predictions):
     def __init__(self, context: Context, path: StoredPath) -> None:
         super().__init__(context)
         self.path, self.of = path, path.run.name
+        self.halved = isinstance(context.task_on_host, Classify)  # numbers may be of any size
         self.t = np.linspace(0, 1, context.config.uncertainty.points)
         self.c_tk = np.stack([path.coefficients(t) for t in self.t.tolist()])
 
@@ -163,7 +164,7 @@ class PathPredicted(Predictions):
         """Raise UserError for more than is kept."""
         task = self.context.task_on_host
         width = task.outputs if isinstance(task, Classify) else 2 * task.data.targets
-        size = 2 * width * len(self.t) * sum(len(s) for s in splits_of(task))
+        size = (2 if self.halved else 4) * width * len(self.t) * sum(len(s) for s in splits_of(task))
         if size > KEPT_BYTES:
             raise UserError(
                 f"predictions of {len(self.t)} networks would take {size / 1e9:.1f} GB, and {KEPT_BYTES / 1e9:.1f} are "

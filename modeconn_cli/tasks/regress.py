@@ -136,6 +136,15 @@ class Regress:
         variance = torch.zeros_like(mean) if log_variance is None else log_variance.exp()
         return torch.stack([centre + std * mean, std.square() * variance], dim=2).float()
 
+    def averaged(self, answers_mno: Tensor) -> Tensor:
+        """The answer (n, outputs) of M networks together: the mean; of Gaussians, that with the mixture's mean and
+        variance (Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4)."""
+        if self.likelihood is not Likelihood.gaussian:
+            return answers_mno.mean(0)
+        mean, log_variance = answers_mno.split(self.targets, dim=2)
+        variance = log_variance.exp().mean(0) + mean.var(0, correction=0)
+        return torch.cat([mean.mean(0), variance.log()], dim=1)
+
     def _read(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Residuals (B, T) of the normalised targets, and log-variances (B, T) where there are some."""
         mean, log_variance = self._parted(output, len(batch.y))

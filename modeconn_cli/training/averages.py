@@ -46,7 +46,7 @@ class Average:
 class Gaussian(Average):
     """The mean m of points w_i, the mean of their squares, and the last K deviations D, the newest last.
 
-    A deviation is from the running mean that the point is already in, as in the paper, so the first of all is zero.
+    A deviation is from the running mean that holds the point already, as in the published code: the first is zero.
     """
 
     def __init__(self, like: Tensor, rank: int) -> None:

@@ -126,7 +126,7 @@ class Snapshot(Traced):
         total = endpoints.epochs * steps
         c = math.ceil(total / self.members)
         kept = tuple(min(k * c, total) for k in range(1, self.members + 1))
-        if c < 2 or kept[-2] >= total:
+        if c < 2 or total - kept[-2] < c / 2:  # a last cycle cut short would end at a high rate
             raise UserError(
                 f"{group}.members={self.members}: {total} steps do not divide into so many cycles of {max(c, 2)}; give "
                 "fewer, or endpoints.epochs more."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 
 from modeconn_cli.evaluation.ensembles import least_alike
 from modeconn_cli.stages.ensemble import sets_of
+from modeconn_cli.stages.predicted import judged_splits
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,12 @@ def test_what_makes_no_ensemble_is_refused_before_training(lab: Path, monkeypatc
     x, y = np.zeros((20, 3), "float32"), np.linspace(0, 1, 20, dtype="float32")
     np.savez(lab / "numbers.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     assert "averages class probabilities" in refused("ensemble", "dataset=arrays", "dataset.path=numbers.npz")
+
+
+def test_a_validation_split_that_is_reported_is_asked_once() -> None:
+    split = SimpleNamespace(name="validation")
+    task: Any = SimpleNamespace(data=SimpleNamespace(validation=split, test=split))
+    assert judged_splits(task) == [split]
 
 
 def test_sets_of_members_are_all_or_some_and_different() -> None:

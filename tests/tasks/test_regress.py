@@ -162,3 +162,14 @@ def test_a_validation_split_is_normalised_too():
 def test_labels_are_not_smoothed_that_are_none():
     with pytest.raises(UserError, match=r"label_smoothing=0\.1 is for classes"):
         make([1.0, 2.0]).smoothed(0.1)
+
+
+def test_gaussian_answers_are_averaged_as_the_mixture_that_they_are():
+    random = np.random.default_rng(0)
+    task = make(random.normal(size=(6, 2)), likelihood=Likelihood.gaussian)
+    answers = torch.from_numpy(random.normal(size=(3, 1, 4)))
+    mixed = np.concatenate([random.normal(a[0, :2], np.exp(a[0, 2:] / 2), size=(200_000, 2)) for a in answers.numpy()])
+    (together,) = task.averaged(answers)
+    np.testing.assert_allclose(together[:2], mixed.mean(0), atol=0.02)
+    np.testing.assert_allclose(together[2:].exp(), mixed.var(0), rtol=0.02)
+    assert torch.equal(make(random.normal(size=(6, 2))).averaged(answers), answers.mean(0))
