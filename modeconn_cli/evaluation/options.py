@@ -124,10 +124,15 @@ class Ensemble:
     def check_together(self, group: str, config: Config) -> None:
         """Raise UserError for what one field cannot say."""
         if self.members is Members.least_alike:
-            if not config.dataset.validation_size or not config.dataset.use_test:
+            if not config.dataset.validation_size:
                 raise UserError(
-                    f"{group}.members=least_alike chooses on a validation split and reports another: set "
-                    "dataset.validation_size, the training examples to hold out, and dataset.use_test=true."
+                    f"{group}.members=least_alike chooses on a validation split: set dataset.validation_size, the "
+                    "training examples to hold out."
+                )
+            if not config.dataset.use_test:
+                raise UserError(
+                    f"{group}.members=least_alike chooses on the validation split, and dataset.use_test=false reports "
+                    "it: drop one of the two."
                 )
             if self.points is not None and self.candidates < self.points:
                 raise UserError(f"{group}.candidates={self.candidates} is less than {group}.points={self.points}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -67,6 +67,11 @@ def request(context: Context) -> Request:
         )
     replicates = [seed] if options.replicates is None else options.replicates
     trained = [line for r in replicates for line in trained_for(context, r)]
+    if not trained:
+        raise UserError(
+            f"budgets.methods={context.config.budgets.methods}: nothing of it fits in {context.config.budgets.most} "
+            "budgets; name more methods, raise budgets.most, or lower curve.epochs."
+        )
     return Request(own=[Budgets(context, trained)])
 
 
@@ -166,7 +171,10 @@ class Budgets(Stage):
         return Result(
             f"equal budgets on {self.context.label}",
             {f"{row['method']}_{row['budgets']}_error": row["error"] for row in means},
-            present,
+            [
+                *present,
+                *(replace(FIGURES[0], name=f"{r['method']}_{r['budgets']}_error", title=_words(r)) for r in means),
+            ],
             [
                 Table(
                     "means.csv",
@@ -196,6 +204,11 @@ class Budgets(Stage):
             found = figures_of(L[test], kept[0][f"{test}.y"], fit, options)
             rows.append({"replicate": replicate, "method": method, **cost, **found})
         return rows
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    """As "fge, 2 budgets: error"."""
+    return f"{row['method']}, {row['budgets']} budget{'s' if row['budgets'] > 1 else ''}: error"
 
 
 def _stacked(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_helpers import DIGITS, ok, refused
+from cli_helpers import DIGITS, call, ok, refused
 from safetensors.torch import load_file
 
 from modeconn_cli.evaluation import ensembles
@@ -75,3 +75,9 @@ def test_intervals_are_over_replicates() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     assert "no method 'nothing'; there are independent" in refused("budgets", *SMALL, "budgets.methods=[nothing]")
     assert "drop endpoints.seeds" in refused("budgets", *SMALL, "endpoints.seeds=[0]")
+
+
+def test_a_comparison_of_nothing_is_refused() -> None:
+    answer = call("budgets", *SMALL, "budgets.methods=[fit-curve]", "budgets.most=2")
+    assert answer.code == 2
+    assert "nothing of it fits in 2 budgets" in answer.err
