@@ -110,7 +110,7 @@ def _training(pair: Pair) -> list[Chart]:
     lines: list[Line] = []
     for run in pair.behind:
         file = run.folder / "metrics.csv"
-        if not file.exists():
+        if run.damage or not file.exists():
             continue
         found = pd.read_csv(file)
         y = {q: found[column].tolist() for q, column in columns.items()}

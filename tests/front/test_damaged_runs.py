@@ -94,3 +94,13 @@ def test_a_run_without_sums_that_lacks_what_it_should_have_is_left_out_too(
     assert "left out" in ok("gather", "--json").line
     assert "left out" in ok("report").line
     assert ok("runs", "list").code == ok("runs", "show", str(damaged)).code == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"x"])
+def test_a_report_has_no_curve_of_a_training_whose_table_was_changed(
+    content: bytes, damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(damaged.parents[3])
+    (endpoint,) = Path("outputs").glob("train-endpoints/*-s3-*/v1")
+    (endpoint / "metrics.csv").write_bytes(content)
+    assert "metrics.csv is missing or was changed" in ok("report").err
