@@ -308,7 +308,14 @@ def main() -> None:
     budgets = ["-m", "modeconn_cli", "budgets", "--json", f"runtime.device={args.device}"]
     budgets += [f"runtime.output_dir={args.out / 'outputs'}"]
     if args.smoke:
-        budgets += ["endpoints.epochs=4", "budgets.most=2", "swag.rank=2", "swag.start=0.5", "fge.epochs=4"]
+        budgets += [
+            "endpoints.epochs=4",
+            "budgets.most=2",
+            "swag.rank=2",
+            "swag.start=0.5",
+            "swa.start=0.5",
+            "fge.epochs=4",
+        ]
         rebasin += ["endpoints.epochs=1", "interpolation=quick"]
         experiment += ["endpoints.epochs=1", "curve.epochs=1", "interpolation=quick"]
     else:
