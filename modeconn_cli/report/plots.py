@@ -176,3 +176,8 @@ def draw_panel(axes: Axes, paths: Sequence[PathResult], column: str, name: str) 
     axes.set_title(name, loc="left", parse_math=False)
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def save_png(figure: Figure, file: Any) -> None:
+    """The same bytes for the same figure."""
+    figure.savefig(file, format="png", dpi=200, metadata={"Software": None})

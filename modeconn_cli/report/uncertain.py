@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -52,8 +51,3 @@ def contact_sheet(sheets: Mapping[str, Sequence[tuple[np.ndarray, str]]], headin
             axes.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(caption, fontsize=6, parse_math=False)
     return figure
-
-
-def save_png(figure: Any, file: Path) -> None:
-    """The same bytes for the same figure."""
-    figure.savefig(file, format="png", dpi=200, metadata={"Software": None})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,11 +11,12 @@ from torch import Tensor
 
 from modeconn_cli.errors import UserError
 from modeconn_cli.report.gather import aggregate
+from modeconn_cli.report.plots import save_png
 from modeconn_cli.results import Result, Table
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.stages.curve import FitCurve, curve_between
 from modeconn_cli.stages.endpoints import endpoints
-from modeconn_cli.stages.ensemble import FIGURES, figures_of
+from modeconn_cli.stages.ensemble import FIGURES, figures_on
 from modeconn_cli.stages.fge import FGE
 from modeconn_cli.stages.kept import Kept, starts
 from modeconn_cli.stages.predicted import Predicted, PredictedCurve, PredictedMembers, Predictions
@@ -91,17 +91,17 @@ class Line:
 
 def trained_for(context: Context, replicate: int) -> list[Line]:
     """Every training of a replicate: ``budgets.most`` by each method, of seeds that no other replicate shares."""
-    options, named = context.config.budgets, copy.copy(context.config.endpoints)
+    options, named = context.config.budgets, context.config.endpoints
     methods = ALL if options.methods is None else options.methods
     for method in methods:
         if method not in ALL:
             raise UserError(f"budgets.methods: no method {method!r}; there are {', '.join(ALL)}.")
-    named.seeds = [options.most * replicate + k for k in range(options.most)]
     # Every method that goes on from a share of the ordinary training goes on from one and the same.
     groups = {m: getattr(context.config, m) for m in methods if m in METHODS}
     begun = {g.before(m, named.epochs) for m, g in groups.items() if isinstance(g, Continued)}
-    named.keep_epochs = sorted({*named.keep_epochs, *begun})
-    here = context.having(endpoints=named)
+    seeds = [options.most * replicate + k for k in range(options.most)]
+    keep = sorted({*named.keep_epochs, *begun})
+    here = context.having(endpoints=named.having(seeds=seeds, keep_epochs=keep))
     found = []
     for method in methods:
         if method == INDEPENDENT:
@@ -161,7 +161,7 @@ class Budgets(Stage):
         present = [c for c in FIGURES if any(row.get(c.name) is not None for row in rows)]
         means = _means(rows, present)
         with run.writing("budgets.png") as file:
-            _picture(means, self.context.label).savefig(file, format="png", dpi=200, metadata={"Software": None})
+            save_png(_picture(means, self.context.label), file)
         who = Column("method", "method")
         spread = [
             Column(f"{c.name}{s}", f"{c.title}{w}", c.unit, c.digits)
@@ -194,15 +194,14 @@ class Budgets(Stage):
         options = self.context.config.ensemble
         own = [line for line in self.lines if (line.replicate, line.method) == (replicate, method)]
         kept = [_stacked(line.predicted.predictions()) for line in own]
+        y = {k.removesuffix(".y"): v for k, v in kept[0].items() if k.endswith(".y")}
         test = self.context.task.data.test.name
         rows = []
         for count in range(1, len(own) + 1):
-            L = {k: torch.cat([one[k] for one in kept[:count]]).float() for k in kept[0] if not k.endswith(".y")}
-            fit = (L["validation"], kept[0]["validation.y"]) if test != "validation" and "validation" in L else None
+            L = {k: torch.cat([one[k] for one in kept[:count]]).float() for k in y}
             cost = {k: sum(getattr(line, k) for line in own[:count]) for k in ("budgets", "epochs")}
             cost["members"] = len(L[test])
-            found = figures_of(L[test], kept[0][f"{test}.y"], fit, options)
-            rows.append({"replicate": replicate, "method": method, **cost, **found})
+            rows.append({"replicate": replicate, "method": method, **cost, **figures_on(test, L, y, options)})
         return rows
 
 

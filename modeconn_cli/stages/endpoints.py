@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -220,9 +219,8 @@ def endpoints(context: Context) -> list[Endpoint]:
     """The endpoints that the configuration names: trained, or taken from files and runs, and fused if it says so."""
     from modeconn_cli.stages.fused import fused_endpoints
 
-    options = copy.copy(context.config.endpoints)  # dataclasses.replace would forget endpoints.from
-    options.fuse = False
-    return fused_endpoints(context, _whole_endpoints(context.having(endpoints=options)))
+    whole = context.config.endpoints.having(fuse=False)
+    return fused_endpoints(context, _whole_endpoints(context.having(endpoints=whole)))
 
 
 def _whole_endpoints(context: Context) -> list[Endpoint]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,12 +16,12 @@ from modeconn_cli.data.options import Dataset
 from modeconn_cli.errors import UserError
 from modeconn_cli.evaluation import ensembles
 from modeconn_cli.evaluation.options import Ensemble, Members
+from modeconn_cli.report.plots import save_png
 from modeconn_cli.results import Result, Table
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.runs.references import parse
 from modeconn_cli.stages.endpoints import Endpoint, endpoints
+from modeconn_cli.stages.imported import whole_path
 from modeconn_cli.stages.predicted import OOD, Predicted
-from modeconn_cli.stages.referenced import path_of
 from modeconn_cli.tasks.base import Column
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.work.command import Request, command
@@ -81,9 +80,9 @@ def request(context: Context) -> Request:
 
 def named_members(context: Context) -> list[Endpoint]:
     """The endpoints that the configuration names; of a path that is named as a whole, points of it."""
-    options, named = context.config.ensemble, copy.copy(context.config.endpoints)
+    options, named = context.config.ensemble, context.config.endpoints
     texts = [*map(str, named.references or [])]
-    paths = [t for t in texts if _is_path(t, context)]
+    paths = [t for t in texts if whole_path(t, context)]
     if not paths:
         if options.points is not None:
             raise UserError(
@@ -100,15 +99,8 @@ def named_members(context: Context) -> list[Endpoint]:
         raise UserError(f"ensemble.members=least_alike chooses among points of one path, and {len(texts)} are named.")
     count = options.points if options.members is Members.evenly else options.candidates
     points = [f"{t:.12g}" for t in np.linspace(0, 1, count)]
-    setattr(named, "from", [n for t in texts for n in ([f"{t}@t={x}" for x in points] if t in paths else [t])])
-    return endpoints(context.having(endpoints=named))
-
-
-def _is_path(text: str, context: Context) -> bool:
-    reference = parse(text)
-    if reference.selects or reference.file is not None:
-        return False
-    return path_of(reference.run(context.root)) is not None
+    each = [n for t in texts for n in ([f"{t}@t={x}" for x in points] if t in paths else [t])]
+    return endpoints(context.having(endpoints=named.having(**{"from": each})))
 
 
 def other_data(context: Context) -> Dataset | None:
@@ -150,12 +142,11 @@ class Ensembled(Stage):
         options = self.context.config.ensemble
         names, by_split, labels, others = self._predictions()
         reported = self.context.task.data.test.name
-        fitted = "validation" if "validation" in by_split and reported != "validation" else None
+        fitted = fitted_on(by_split, reported)
 
         def figures(chosen: Sequence[int]) -> dict[str, float | None]:
-            fit = (by_split[fitted][[*chosen]], labels[fitted]) if fitted else None
             apart = None if others is None else others[[*chosen]]
-            return figures_of(by_split[reported][[*chosen]], labels[reported], fit, options, apart)
+            return figures_on(reported, {k: v[[*chosen]] for k, v in by_split.items()}, labels, options, apart)
 
         by_member = [figures([i]) for i in range(len(names))]
         alone = [{"member": name, **found} for name, found in zip(names, by_member, strict=True)]
@@ -177,7 +168,7 @@ class Ensembled(Stage):
         present = [c for c in FIGURES if c.name in growth[-1]]
         with run.writing("growth.png") as file:
             figure = _growth(growth, self.context.label)
-            figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+            save_png(figure, file)
         whole = {k: v for k, v in growth[-1].items() if k not in ("members", "sets") and v is not None}
         counts = [Column("members", "members", digits=0), Column("sets", "sets", digits=0)]
         return Result(
@@ -213,6 +204,24 @@ class Ensembled(Stage):
         ]
         names = [self.members[i].network.short_name for i in chosen]
         return names, {k: v[chosen] for k, v in by_split.items()}, labels, torch.stack(others) if others else None
+
+
+def fitted_on(splits: Iterable[str], reported: str) -> str | None:
+    """The split that a temperature is fitted on: the validation split, where there is one that is not reported."""
+    return "validation" if "validation" in splits and reported != "validation" else None
+
+
+def figures_on(
+    reported: str,
+    L_by_split: Mapping[str, Tensor],
+    y_by_split: Mapping[str, Tensor],
+    options: Ensemble,
+    elsewhere: Tensor | None = None,
+) -> dict[str, float | None]:
+    """:func:`figures_of` the reported split, of predictions (M, n, C) and labels (n,) by split."""
+    fitted = fitted_on(L_by_split, reported)
+    fit = (L_by_split[fitted], y_by_split[fitted]) if fitted else None
+    return figures_of(L_by_split[reported], y_by_split[reported], fit, options, elsewhere)
 
 
 def figures_of(

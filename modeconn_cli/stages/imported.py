@@ -16,7 +16,7 @@ from modeconn_cli.results import Result
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.runs.references import parse, told_apart
 from modeconn_cli.stages.endpoints import Endpoint, fitted, load, named_by
-from modeconn_cli.stages.referenced import Referenced, networks_in
+from modeconn_cli.stages.referenced import Referenced, StoredPath, networks_in, path_of
 from modeconn_cli.work.context import Context
 
 SAME = (
@@ -113,3 +113,15 @@ def one_by_one(texts: Sequence[str], root: Path) -> list[str]:
         count = len(networks_in(reference.run(root))) if reference.every else 0
         found += [f"{reference.place}#{k + 1}" for k in range(count)] if reference.every else [text]
     return found
+
+
+def whole_path(text: str, context: Context) -> StoredPath | None:
+    """The path that a reference names as a whole; None for one network or a file.
+
+    Raises:
+        UserError: there is no such run, or several.
+    """
+    reference = parse(text)
+    if reference.selects or reference.file is not None:
+        return None
+    return path_of(reference.run(context.root))

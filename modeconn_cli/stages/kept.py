@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from modeconn_cli.evaluation.options import Interpolation
 from modeconn_cli.families.point import Point
 from modeconn_cli.forward import modes_kept, rest_kept
 from modeconn_cli.networks import CHECKPOINT, read_state, require_kept
+from modeconn_cli.report.plots import save_png
 from modeconn_cli.results import Result, task_note
 from modeconn_cli.runs.directory import Run
 from modeconn_cli.settings import fields_off_default
@@ -71,9 +71,10 @@ def starts(context: Context, group: str) -> list[Start]:
             "endpoints.from, or go without it."
         )
     after = getattr(context.config, group).before(group, options.epochs)
-    begun = copy.copy(options)  # dataclasses.replace would forget endpoints.from
-    begun.keep_epochs = sorted({*options.keep_epochs, after})
-    begun.seeds = [2 * seed] if options.seeds is None else options.seeds
+    begun = options.having(
+        keep_epochs=sorted({*options.keep_epochs, after}),
+        seeds=[2 * seed] if options.seeds is None else options.seeds,
+    )
     found = []
     for endpoint in endpoints(context.having(endpoints=begun)):
         assert isinstance(endpoint, TrainedEndpoint)
@@ -248,4 +249,4 @@ def draw(file: Path, rows: Sequence[Mapping[str, float]], cycles: Cycles, steps:
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(heading, fontsize=10, parse_math=False)
-    figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+    save_png(figure, file)

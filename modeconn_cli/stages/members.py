@@ -14,7 +14,7 @@ from modeconn_cli.evaluation.options import Ensemble
 from modeconn_cli.networks import read_state, write_state
 from modeconn_cli.results import Result, Table
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.stages.ensemble import FIGURES, figures_of
+from modeconn_cli.stages.ensemble import FIGURES, figures_on
 from modeconn_cli.stages.kept import Gathered, Kept, member_file
 from modeconn_cli.stages.predicted import judged_splits, log_probabilities
 from modeconn_cli.tasks.base import Batch, Column, Task
@@ -57,9 +57,9 @@ class Together:
 
     def _classified(self, members: slice) -> dict[str, float | None]:
         assert isinstance(self.task, Classify)
-        by_split = {s.name: (torch.stack(self.kept[s.name][members]), s.y.cpu()) for s in judged_splits(self.task)}
-        test = by_split.pop(self.task.data.test.name)
-        return figures_of(*test, by_split.get("validation"), Ensemble())
+        splits = judged_splits(self.task)
+        L = {s.name: torch.stack(self.kept[s.name][members]) for s in splits}
+        return figures_on(self.task.data.test.name, L, {s.name: s.y.cpu() for s in splits}, Ensemble())
 
     def _answered(self, members: slice) -> dict[str, float | None]:
         test, task = self.task.data.test, self.task

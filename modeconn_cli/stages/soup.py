@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -134,9 +133,7 @@ def parent_of(context: Context) -> Endpoint | None:
     if reference is None:
         return None
     found = named_by(key, reference, context)
-    unfused = copy.copy(options)  # dataclasses.replace would forget endpoints.from
-    unfused.fuse = False
-    parent = ImportedEndpoint(context.having(endpoints=unfused), found, found.names[0])
+    parent = ImportedEndpoint(context.having(endpoints=options.having(fuse=False)), found, found.names[0])
     parent.check()
     return fused_endpoints(context, [parent])[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,13 +18,14 @@ from modeconn_cli.evaluation.evaluator import Evaluator
 from modeconn_cli.evaluation.unsure import Answers, Classes, Numbers
 from modeconn_cli.families.base import Array, overrides
 from modeconn_cli.networks import CHECKPOINT, read_state
-from modeconn_cli.report.uncertain import contact_sheet, risk_figure, save_png
+from modeconn_cli.report.plots import save_png
+from modeconn_cli.report.uncertain import contact_sheet, risk_figure
 from modeconn_cli.results import Result, Table, task_note
 from modeconn_cli.runs.directory import Run
-from modeconn_cli.runs.references import parse
 from modeconn_cli.runs.sums import sha256
 from modeconn_cli.settings import Config
 from modeconn_cli.stages.endpoints import endpoints
+from modeconn_cli.stages.imported import whole_path
 from modeconn_cli.stages.predicted import (
     Predicted,
     Predictions,
@@ -34,7 +34,7 @@ from modeconn_cli.stages.predicted import (
     log_probabilities,
     predictions_along,
 )
-from modeconn_cli.stages.referenced import StoredPath, path_of
+from modeconn_cli.stages.referenced import StoredPath
 from modeconn_cli.tasks.base import Column, Task
 from modeconn_cli.tasks.classify import Classify
 from modeconn_cli.tasks.regress import Regress
@@ -80,9 +80,8 @@ def request(context: Context) -> Request:
             raise UserError(
                 f"{names[1]}: beside a path stand networks of classes, and these data are numbers; drop it."
             )
-        named = copy.copy(context.config.endpoints)
-        setattr(named, "from", names[1:])
-        named.checkpoints = named.seeds = named.init_from = None
+        alone = dict.fromkeys(("checkpoints", "seeds", "init_from"))
+        named = context.config.endpoints.having(**{**alone, "from": names[1:]})
         beside = [Predicted(context, e) for e in endpoints(context.having(endpoints=named))]
     return Request(own=[Uncertain(context, PathPredicted(context, path), beside)])
 
@@ -98,8 +97,7 @@ def _path(name: str, context: Context) -> StoredPath:
     Raises:
         UserError: what is named is none, or has several coordinates.
     """
-    reference = parse(name)
-    path = None if reference.selects or reference.file is not None else path_of(reference.run(context.root))
+    path = whole_path(name, context)
     if path is None:
         raise UserError(f"{name} is no path of networks: name a run that measured or fitted one, as interpolate/...")
     if len(path.shape.coordinates) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -151,6 +152,13 @@ class Endpoints(Training):
         "Fold every BatchNorm into the linear map or convolution before it, once trained or read: paths are then "
         "between the networks without norms that compute the same.",
     )
+
+    def having(self, **changes: Any) -> Endpoints:
+        """A copy with other options, endpoints.from too, which dataclasses.replace would forget."""
+        changed = copy.copy(self)
+        for name, value in changes.items():
+            setattr(changed, name, value)
+        return changed
 
     @property
     def references(self) -> list[str] | None:
